@@ -1,0 +1,99 @@
+"""The model cache of a home: finished checkpoint folders, receipts, locks and unfinished work. It knows no source.
+
+models/<key>/             a checkpoint folder that Tuneloop made (converted or unpacked); complete once it exists
+models/receipts/<key>     where the checkpoint of a source is on this machine, so that finding it costs one small read
+models/partial/<key>/     unfinished work, kept after an interruption for the next attempt
+models/locks/<key>        one fetch of a source at a time, over all processes of this machine
+"""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from .checkpoint import is_complete
+
+
+class ModelCache:
+    """Blocking; safe for several processes as long as writers hold the key's lock."""
+
+    def __init__(self, home: Path) -> None:
+        self.root = home / "models"
+
+    def key(self, source: str) -> str:
+        """A folder name for a source: readable, and distinct by the hash of its whole text."""
+        slug = re.sub(r"[^A-Za-z0-9.]+", "-", source).strip("-.")[-60:]
+        return f"{slug}-{hashlib.sha256(source.encode()).hexdigest()[:12]}"
+
+    def folder(self, key: str) -> Path:
+        return self.root / key
+
+    def find(self, source: str) -> Path | None:
+        """The complete checkpoint folder that an earlier fetch of this source left, or None."""
+        try:
+            receipt = json.loads((self.root / "receipts" / self.key(source)).read_text(encoding="utf-8"))
+            path = Path(receipt["path"])
+        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            return None
+        return path if is_complete(path) else None
+
+    def record(self, source: str, path: Path) -> None:
+        """Write the receipt that `find` reads."""
+        receipt = self.root / "receipts" / self.key(source)
+        receipt.parent.mkdir(parents=True, exist_ok=True)
+        aside = receipt.with_name(f"{receipt.name}.{os.getpid()}")
+        aside.write_text(json.dumps({"source": source, "path": str(path)}), encoding="utf-8")
+        aside.replace(receipt)
+
+    @contextmanager
+    def lock(self, key: str, *, on_wait: Callable[[], None]) -> Iterator[None]:
+        """Hold the key against other processes; `on_wait` is called once if somebody else has it."""
+        from filelock import FileLock, Timeout  # only a fetch needs it; finding a model does not
+
+        path = self.root / "locks" / key
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            on_wait()
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def partial(self, key: str) -> Path:
+        """The folder for unfinished work; the same one, with its content, after an interruption."""
+        folder = self.root / "partial" / key
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder
+
+    def install(self, key: str, built: Path) -> Path:
+        """Make a built checkpoint folder the finished one, at once and durably, and drop the unfinished work."""
+        for file in sorted(built.iterdir()):
+            _sync(file)
+        _sync(built)
+        target = self.folder(key)
+        old = self.root / "partial" / f"{key}.old"
+        shutil.rmtree(old, ignore_errors=True)
+        if target.exists():
+            # An engine that still maps the old files keeps them: only their names go.
+            target.rename(old)
+        built.rename(target)
+        _sync(self.root)
+        shutil.rmtree(old, ignore_errors=True)
+        shutil.rmtree(self.root / "partial" / key, ignore_errors=True)
+        return target
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,75 @@
+"""GGUF files become checkpoint folders once, through transformers' own reader. It knows no hub and no index.
+
+The weights are dequantised. They are stored in 16 bits unless the file itself holds float32 matrices or values beyond
+float16: a quantised GGUF's scales are float16, so nothing that the file knew is lost.
+"""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ...storage.errors import InvalidInput, NotFound
+from .base import FetchContext, FetchProgress, ModelSource
+
+if TYPE_CHECKING:
+    import torch
+
+_MAGIC = b"GGUF"
+
+
+class GgufSource(ModelSource):
+    def fetch(self, location: str, context: FetchContext) -> Path:
+        file = Path(location)
+        key = context.cache.key(gguf_identity(location))
+        with context.cache.lock(key, on_wait=lambda: context.progress(waiting(file.name))):
+            found = context.cache.find(gguf_identity(location))
+            if found is not None:
+                return found
+            built = convert_gguf(file, context.cache.partial(key) / "checkpoint", context)
+            return context.cache.install(key, built)
+
+
+def gguf_identity(location: str) -> str:
+    """The file's path with size and time of change: a changed file is another source. Raises NotFound."""
+    try:
+        facts = Path(location).stat()
+    except OSError as error:
+        raise NotFound(f"The GGUF file {location} cannot be read: {error.strerror}.", param="source") from error
+    return f"{location}?size={facts.st_size}&mtime={facts.st_mtime_ns}"
+
+
+def waiting(what: str) -> FetchProgress:
+    return FetchProgress(message=f"Waiting for another process that fetches {what}")
+
+
+def convert_gguf(file: Path, dest: Path, context: FetchContext) -> Path:
+    """Write the checkpoint folder `dest` from a GGUF file. Imports torch: call it in a process that ends soon.
+
+    Raises InvalidInput if it is no GGUF file.
+    """
+    with file.open("rb") as stream:
+        if stream.read(4) != _MAGIC:
+            raise InvalidInput(f"{file} is not a GGUF file: it does not begin with 'GGUF'.", param="source")
+    context.progress(FetchProgress(message=f"Converting {file.name} to safetensors (once)"))
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+    model = AutoModelForCausalLM.from_pretrained(
+        file.parent, gguf_file=file.name, quantization_config=GgufConfig(dequantize=True), dtype="float32"
+    )
+    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    model.to(_stored_dtype(file, model))
+    model.save_pretrained(dest)
+    tokenizer.save_pretrained(dest)
+    return dest
+
+
+def _stored_dtype(file: Path, model: "torch.nn.Module") -> "torch.dtype":
+    import torch
+    from gguf import GGMLQuantizationType, GGUFReader
+
+    kinds = {tensor.tensor_type for tensor in GGUFReader(file).tensors if len(tensor.shape) > 1}
+    if kinds == {GGMLQuantizationType.BF16}:
+        return torch.bfloat16
+    largest = max(float(parameter.detach().abs().max()) for parameter in model.parameters())
+    if GGMLQuantizationType.F32 in kinds or largest > torch.finfo(torch.float16).max:
+        return torch.float32
+    return torch.float16
