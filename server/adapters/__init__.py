@@ -1,0 +1,1 @@
+"""Adapters over HTTP: upload, replace, versions, aliases, rollback, download."""

@@ -1,0 +1,1 @@
+"""Base models and adapters as OpenAI's models: list, retrieve, delete, load, unload, pin."""

@@ -1,0 +1,115 @@
+"""What the routes work with, built once an app and closed with it. It knows the order of things, not what they do."""
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import structlog
+from fastapi import Request
+
+from ..adapters.events import AdapterEvent
+from ..adapters.store import AdapterStore
+from ..engines.base import Engine
+from ..engines.catalog import ModelCatalog
+from ..engines.registry import EngineFactory, ModelRegistry, RegistryLimits
+from ..engines.tokenizer import ChatTokenizer
+from ..storage import Database, ObjectStore
+from .drain import Drain
+from .keys import Keys
+from .metrics import Metrics
+from .metrics_collector import EngineCollector
+from .quota import RequestQuota
+from .settings import Settings
+
+log = structlog.get_logger(__name__)
+
+DEFAULT_MODEL = "smollm2-135m"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Services:
+    """One app's services; routes get them through `get_services`."""
+
+    settings: Settings
+    database: Database
+    objects: ObjectStore
+    adapters: AdapterStore
+    catalog: ModelCatalog
+    registry: ModelRegistry
+    keys: Keys
+    quota: RequestQuota
+    metrics: Metrics
+    drain: Drain
+
+
+def get_services(request: Request) -> Services:
+    """FastAPI dependency: the services of the app that got this request."""
+    return cast(Services, request.app.state.services)
+
+
+@asynccontextmanager
+async def open_services(
+    settings: Settings, *, metrics: Metrics, drain: Drain, engine_factory: EngineFactory | None = None
+) -> AsyncIterator[Services]:
+    """Open everything in order of dependence; on exit (or on a failure halfway) close it in reverse.
+
+    The models named in the settings load in the background: `/ready` tells when they can answer.
+    """
+    async with AsyncExitStack() as stack:
+        database = Database(settings.resolved_database_url)
+        stack.push_async_callback(database.close)
+        await database.migrate()
+        objects = ObjectStore(settings.resolved_storage_url)
+        adapters = AdapterStore(database, objects, home=settings.home, limits=settings.adapter_limits())
+        await adapters.start()
+        catalog = ModelCatalog(database, settings.home)
+        registry = ModelRegistry(
+            catalog=catalog,
+            adapters=adapters,
+            engine_factory=engine_factory or default_engine_factory(settings),
+            limits=RegistryLimits(
+                memory_budget_bytes=settings.memory_budget_bytes, idle_seconds=settings.model_idle_seconds
+            ),
+        )
+        stack.push_async_callback(registry.close)
+        metrics.registry.register(EngineCollector(registry.statuses, adapters.list))
+        adapters.subscribe(lambda event: _forget_series(metrics, adapters, event))
+        keys = Keys(database, admin_key=settings.api_key.get_secret_value() if settings.api_key else None)
+        await registry.start(settings.models or (DEFAULT_MODEL,))
+        if not settings.is_loopback and not await keys.required():
+            log.warning(
+                "anyone who reaches this address may use this server: it listens beyond loopback and has no API key; "
+                "make one with `tuneloop keys create` or set TUNELOOP_API_KEY",
+                host=settings.host,
+            )
+        yield Services(
+            settings=settings,
+            database=database,
+            objects=objects,
+            adapters=adapters,
+            catalog=catalog,
+            registry=registry,
+            keys=keys,
+            quota=RequestQuota(),
+            metrics=metrics,
+            drain=drain,
+        )
+
+
+def default_engine_factory(settings: Settings) -> EngineFactory:
+    """Builds the engine that the settings name; its heavy imports happen at the first model."""
+    config = settings.transformers_config()
+
+    def build(name: str, path: Path, tokenizer: ChatTokenizer) -> Engine:
+        from ..engines.transformers import TransformersEngine
+
+        return TransformersEngine(path, tokenizer, config)
+
+    return build
+
+
+def _forget_series(metrics: Metrics, adapters: AdapterStore, event: AdapterEvent) -> None:
+    if event.kind == "deleted" and not adapters.known(event.adapter):
+        metrics.forget_adapter(event.adapter)
