@@ -45,7 +45,8 @@ class Database:
                 'install it with pip install "tuneloop[postgres]".',
                 param="database_url",
             ) from error
-        self._reader = self._engine.execution_options(sqlite_begin="DEFERRED")
+        snapshot = {"sqlite_begin": "DEFERRED"} if is_sqlite else {"isolation_level": "REPEATABLE READ"}
+        self._reader = self._engine.execution_options(**snapshot)
         if is_sqlite:
             event.listen(self._engine.sync_engine, "connect", _configure_sqlite)
             event.listen(self._engine.sync_engine, "begin", _begin_sqlite)

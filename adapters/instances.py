@@ -1,0 +1,85 @@
+"""Which server processes use a home folder, and the private working folders of each. It knows nothing of adapters.
+
+Every process holds a file lock (`flock`) for as long as it lives; the kernel lets go of it even at `kill -9`. So the
+next start tells leftovers of the dead from the work of the living, without clocks or process ids.
+"""
+
+import fcntl
+import os
+import secrets
+from pathlib import Path
+
+from ..storage.errors import Unavailable
+from ..storage.local_objects import remove
+
+
+class Instance:
+    """This process among those that share `root`. Blocking; call it in a thread."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._claimed: dict[str, int] = {}
+        self.alone = False  # whether the last claim_dead() met no living process
+        self.id = secrets.token_hex(8)
+        root.mkdir(parents=True, exist_ok=True)
+        # Locked before it has its name: nobody can find it unlocked.
+        hidden = root / f".{self.id}"
+        self._lock: int | None = os.open(hidden, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        fcntl.flock(self._lock, fcntl.LOCK_EX)
+        hidden.rename(self._lock_path(self.id))
+
+    def new_folder(self) -> Path:
+        """An empty folder that nobody else uses; a later start removes it if this process cannot. Quick."""
+        folder = self._root / self.id / secrets.token_hex(8)
+        try:
+            folder.mkdir(parents=True, mode=0o700)
+        except OSError as error:
+            raise Unavailable(f"No working folder could be made below {self._root}: {error}.") from error
+        return folder
+
+    def claim_dead(self) -> list[str]:
+        """The ids of processes that ended without being buried. Only one claimant gets each."""
+        self.alone = True
+        for path in self._root.glob("*.lock"):
+            if path.stem in self._claimed or path.stem == self.id:
+                continue
+            try:
+                lock = os.open(path, os.O_RDWR)
+            except FileNotFoundError:  # another start buried it just now
+                continue
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(lock)
+                self.alone = False
+                continue
+            self._claimed[path.stem] = lock
+        return sorted(self._claimed)
+
+    def clear_dead(self) -> None:
+        """Remove all working folders of the claimed."""
+        for dead in self._claimed:
+            remove(self._root / dead)
+
+    def bury(self) -> None:
+        """Forget the claimed, once nothing of them is left anywhere."""
+        for dead, lock in self._claimed.items():
+            self._lock_path(dead).unlink(missing_ok=True)
+            os.close(lock)
+        self._claimed.clear()
+
+    def close(self) -> None:
+        """Remove this process's working folders and let go of its lock. Safe to repeat.
+
+        Its lock file stays: a later start claims this id like any other and takes over what it wrote.
+        """
+        if self._lock is not None:
+            remove(self._root / self.id)
+            os.close(self._lock)
+            self._lock = None
+        for lock in self._claimed.values():
+            os.close(lock)
+        self._claimed.clear()
+
+    def _lock_path(self, instance: str) -> Path:
+        return self._root / f"{instance}.lock"
