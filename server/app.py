@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI
+from starlette.datastructures import Headers
 from starlette.middleware import Middleware
 from starlette.middleware.cors import CORSMiddleware
 from starlette.types import Scope
@@ -38,7 +39,7 @@ ROUTERS = (
 
 
 def create_app(settings: Settings, *, engine_factory: EngineFactory | None = None) -> FastAPI:
-    """A server as an ASGI app; its services open with its lifespan. `engine_factory` replaces the engine, as tests do."""
+    """A server as an ASGI app; its services open with its lifespan. Tests replace the engine by `engine_factory`."""
     metrics, drain = Metrics(), Drain()
 
     @asynccontextmanager
@@ -49,7 +50,9 @@ def create_app(settings: Settings, *, engine_factory: EngineFactory | None = Non
             yield
 
     def limit_of(scope: Scope) -> tuple[int, str]:
-        if scope["path"].startswith("/v1/adapters"):
+        # Only forms hold weights; what else comes to the same routes is a few lines of JSON.
+        is_form = Headers(scope=scope).get("content-type", "").startswith("multipart/form-data")
+        if is_form and scope["path"].startswith("/v1/adapters"):
             return int(settings.max_upload_bytes), "max_upload_bytes"
         return int(settings.max_body_bytes), "max_body_bytes"
 

@@ -16,10 +16,12 @@ from ..engines.catalog import ModelCatalog
 from ..engines.registry import EngineFactory, ModelRegistry, RegistryLimits
 from ..engines.tokenizer import ChatTokenizer
 from ..storage import Database, ObjectStore
+from .adapters.service import AdapterService
 from .drain import Drain
 from .keys import Keys
 from .metrics import Metrics
 from .metrics_collector import EngineCollector
+from .models.service import ModelService
 from .quota import RequestQuota
 from .settings import Settings
 
@@ -38,6 +40,8 @@ class Services:
     adapters: AdapterStore
     catalog: ModelCatalog
     registry: ModelRegistry
+    publisher: AdapterService
+    models: ModelService
     keys: Keys
     quota: RequestQuota
     metrics: Metrics
@@ -91,6 +95,15 @@ async def open_services(
             adapters=adapters,
             catalog=catalog,
             registry=registry,
+            publisher=AdapterService(
+                store=adapters,
+                registry=registry,
+                catalog=catalog,
+                limits=settings.adapter_limits(),
+                roots=settings.adapter_roots,
+                hub_token=settings.hub_token.get_secret_value() if settings.hub_token else None,
+            ),
+            models=ModelService(catalog=catalog, registry=registry, adapters=adapters),
             keys=keys,
             quota=RequestQuota(),
             metrics=metrics,

@@ -66,8 +66,10 @@ class AdapterService:
         return self._store.staging()
 
     async def add_archive(self, archive: Path, target: Target) -> AdapterVersion:
-        """Publish a tar.gz, tar or zip that lies in a staging folder. Raises InvalidInput, TooLarge, Conflict, NotFound,
-        Unavailable (the base cannot be loaded)."""
+        """Publish a tar.gz, tar or zip that lies in a staging folder.
+
+        Raises InvalidInput, TooLarge, Conflict, NotFound, and Unavailable if the base cannot be loaded.
+        """
         self.check(target)
         async with self._locked(target.name), self._store.staging() as folder:
             await asyncio.to_thread(unpack, archive, folder, self._limits)
@@ -80,7 +82,7 @@ class AdapterService:
             return await self._publish(folder, target, "upload", None)
 
     async def add_source(self, source: str, target: Target) -> AdapterVersion:
-        """Publish from a path under the allowed roots, a hub or a bucket. Raises PermissionDenied for other paths too."""
+        """Publish from a path under the allowed roots (else PermissionDenied), a hub or a bucket."""
         self.check(target)
         async with self._locked(target.name), self._store.staging() as folder:
             origin, shown = await fetch(
