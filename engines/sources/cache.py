@@ -19,7 +19,7 @@ from .checkpoint import is_complete
 
 
 class ModelCache:
-    """Blocking; safe for several processes as long as writers hold the key's lock."""
+    """Blocking; safe for several processes as long as writers hold the source's lock."""
 
     def __init__(self, home: Path) -> None:
         self.root = home / "models"
@@ -50,31 +50,37 @@ class ModelCache:
         aside.replace(receipt)
 
     @contextmanager
-    def lock(self, key: str, *, on_wait: Callable[[], None]) -> Iterator[None]:
-        """Hold the key against other processes; `on_wait` is called once if somebody else has it."""
+    def lock(self, source: str, *, on_wait: Callable[[], None]) -> Iterator[Path | None]:
+        """Hold a source against other processes; `on_wait` is called if somebody else has it.
+
+        Gives the checkpoint folder that the other one made meanwhile, or None if there is work to do.
+        """
         from filelock import FileLock, Timeout  # only a fetch needs it; finding a model does not
 
-        path = self.root / "locks" / key
+        path = self.root / "locks" / self.key(source)
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path)
+        waited = False
         try:
             lock.acquire(timeout=0)
         except Timeout:
+            waited = True
             on_wait()
             lock.acquire()
         try:
-            yield
+            yield self.find(source) if waited else None
         finally:
             lock.release()
 
-    def partial(self, key: str) -> Path:
+    def partial(self, source: str) -> Path:
         """The folder for unfinished work; the same one, with its content, after an interruption."""
-        folder = self.root / "partial" / key
+        folder = self.root / "partial" / self.key(source)
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
-    def install(self, key: str, built: Path) -> Path:
-        """Make a built checkpoint folder the finished one, at once and durably, and drop the unfinished work."""
+    def install(self, source: str, built: Path) -> Path:
+        """Make a built checkpoint folder the finished one of its source, at once and durably; drop unfinished work."""
+        key = self.key(source)
         for file in sorted(built.iterdir()):
             _sync(file)
         _sync(built)
@@ -88,6 +94,7 @@ class ModelCache:
         _sync(self.root)
         shutil.rmtree(old, ignore_errors=True)
         shutil.rmtree(self.root / "partial" / key, ignore_errors=True)
+        self.record(source, target)
         return target
 
 

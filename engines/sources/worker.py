@@ -42,7 +42,7 @@ def receipt_name(spec: SourceSpec) -> str:
 
 
 def fetch_here(spec: SourceSpec, context: FetchContext) -> Path:
-    """Fetch in this process and leave the receipt that makes the next look-up cheap."""
+    """Fetch in this process and leave the receipt that makes the next look-up cheap (a folder needs none)."""
     path = SOURCES[spec.kind].fetch(spec.location, context)
     if spec.kind != "folder":
         context.cache.record(receipt_name(spec), path)
