@@ -102,7 +102,9 @@ def _attend_span(
     heads, kv_heads = q.shape[1], k.shape[1]
     grouped = q[0].reshape(kv_heads, heads // kv_heads * count, q.shape[3])
     scores = torch.bmm(grouped, k[0].transpose(1, 2)).view(heads, count, end) * scaling
-    hidden = torch.zeros(count, end, dtype=scores.dtype, device=q.device).masked_fill_(~visible, torch.finfo(scores.dtype).min)
+    hidden = torch.zeros(count, end, dtype=scores.dtype, device=q.device).masked_fill_(
+        ~visible, torch.finfo(scores.dtype).min
+    )
     probabilities = _softmax(scores, hidden, softcap, sinks[:, None, None] if sinks is not None else None)
     out = torch.bmm(probabilities.view(kv_heads, -1, end), v[0])
     return out.view(heads, count, -1).transpose(0, 1)

@@ -78,9 +78,12 @@ class Float16Kernel(Kernel):
         saturated = weight.abs().max().item() if weight.numel() else 0.0
         if saturated > torch.finfo(torch.float16).max:
             raise InvalidInput(
-                f"A weight of {saturated:.3g} does not fit float16. Start the server with weights=float32.", param="weights"
+                f"A weight of {saturated:.3g} does not fit float16. Start the server with weights=float32.",
+                param="weights",
             )
-        self._packed = torch.ops.quantized.linear_prepack_fp16(weight.float(), bias.float() if bias is not None else None)
+        self._packed = torch.ops.quantized.linear_prepack_fp16(
+            weight.float(), bias.float() if bias is not None else None
+        )
         self._run = torch.ops.quantized.linear_dynamic_fp16.default
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -125,7 +128,8 @@ def choose_kernel(weights: str, device: torch.device, bits_per_weight: float) ->
     if device.type != "cpu":
         if weights not in ("auto", "native"):
             raise InvalidInput(
-                f"weights={weights} is a storage for CPUs, but the model is on {device}. Use weights=auto.", param="weights"
+                f"weights={weights} is a storage for CPUs, but the model is on {device}. Use weights=auto.",
+                param="weights",
             )
         return NativeKernel, f"native: {device.type} has its own kernels"
     fbgemm = "fbgemm" in torch.backends.quantized.supported_engines

@@ -64,6 +64,12 @@ class Lane:
         self.free = {i for i in self.free if i < slots}
         self.slots = slots
 
+    def clear(self, index: int) -> None:
+        """Zero a slot: masked keys and values still take part in products, so they must stay finite."""
+        for layer in self.layers:
+            layer.keys[index].zero_()
+            layer.values[index].zero_()
+
     def copy(self, source: "Slot", index: int, length: int) -> None:
         """Copy the first `length` tokens of another slot into slot `index` of this lane."""
         for mine, theirs in zip(self.layers, source.lane.layers, strict=True):
@@ -72,7 +78,7 @@ class Lane:
 
 
 def _resized(old: Tensor, slots: int, keep: int) -> Tensor:
-    new = torch.empty((slots, *old.shape[1:]), dtype=old.dtype, device=old.device)
+    new = torch.zeros((slots, *old.shape[1:]), dtype=old.dtype, device=old.device)  # zeros: see Lane.clear
     new[:keep] = old[:keep]
     return new
 
@@ -151,7 +157,9 @@ class KVPool:
     def compact(self, slots: list[Slot], lengths: list[int]) -> None:
         """Move rows at high indices into holes, where a lane's rows are spread over twice their number."""
         for lane in self.lanes.values():
-            owners = sorted(((s, n) for s, n in zip(slots, lengths, strict=True) if s.lane is lane), key=lambda o: o[0].index)
+            owners = sorted(
+                ((s, n) for s, n in zip(slots, lengths, strict=True) if s.lane is lane), key=lambda o: o[0].index
+            )
             while owners and lane.free and owners[-1][0].index + 1 > 2 * len(owners):
                 slot, length = owners.pop()
                 hole = min(lane.free)

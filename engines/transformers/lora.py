@@ -67,7 +67,9 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     return config, tensors
 
 
-def prepare(path: Path, digest: str, modules: Mapping[str, tuple[AdaptedLinear, int]], max_rank: int) -> PreparedAdapter:
+def prepare(
+    path: Path, digest: str, modules: Mapping[str, tuple[AdaptedLinear, int]], max_rank: int
+) -> PreparedAdapter:
     """Read a validated PEFT folder. `modules` maps a PEFT module name to its fused linear and part number.
 
     Raises InvalidInput for what validation cannot have let through for this base model (an adapter of another base).
@@ -98,7 +100,11 @@ def prepare(path: Path, digest: str, modules: Mapping[str, tuple[AdaptedLinear, 
 
 
 def _prepare_linear(
-    linear: AdaptedLinear, parts: Mapping[int, str], config: Mapping[str, Any], tensors: Mapping[str, Tensor], padded: int
+    linear: AdaptedLinear,
+    parts: Mapping[int, str],
+    config: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    padded: int,
 ) -> PreparedLinear:
     a = torch.zeros(padded * len(linear.parts), linear.in_features)
     b = torch.zeros(padded * len(linear.parts), linear.out_features)

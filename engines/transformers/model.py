@@ -116,7 +116,11 @@ def load_model(path: Path, config: TransformersConfig) -> LoadedModel:
 def _read(path: Path, config: TransformersConfig, dtype: torch.dtype, device: torch.device) -> Any:
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            path, dtype=dtype, trust_remote_code=config.trust_remote_code, attn_implementation=None, use_safetensors=True
+            path,
+            dtype=dtype,
+            trust_remote_code=config.trust_remote_code,
+            attn_implementation=None,
+            use_safetensors=True,
         )
     except (ValueError, OSError, ImportError, KeyError) as error:
         raise InvalidInput(f"The model at '{path}' cannot be loaded: {error}", param="model") from error
@@ -179,7 +183,9 @@ def _through_pool(
     done = 0
     try:
         for count in (_PROBE - 2, 1, 1):
-            chunk = ChunkInput(probe[done : done + count].tolist(), done, slot, None, all_logits=False, wants_logits=True)
+            chunk = ChunkInput(
+                probe[done : done + count].tolist(), done, slot, None, all_logits=False, wants_logits=True
+            )
             rows.append(executor.run(build_batch([chunk], device))[-1])
             done += count
     except (RuntimeError, TypeError, AttributeError, IndexError, ValueError):

@@ -97,7 +97,8 @@ def _plain(module: nn.Module, *names: str) -> bool:
 def _is_gated_mlp(module: nn.Module) -> bool:
     """`down(act(gate(x)) * up(x))`, by its class name and its parts."""
     return (
-        type(module).__name__ in ("LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP", "GemmaMLP", "Gemma2MLP", "Gemma3MLP")
+        type(module).__name__
+        in ("LlamaMLP", "MistralMLP", "Qwen2MLP", "Qwen3MLP", "GemmaMLP", "Gemma2MLP", "Gemma3MLP")
         and _plain(module, "gate_proj", "up_proj", "down_proj")
         and callable(getattr(module, "act_fn", None))
     )
