@@ -1,4 +1,4 @@
-"""Writes the tokenizer files of a small made-up checkpoint, for tests that need a real tokenizer and no model."""
+"""Writes a small made-up checkpoint, for tests that need a real tokenizer and the folder of a model, but no model."""
 
 import json
 from pathlib import Path
@@ -18,7 +18,10 @@ _CORPUS = (
 
 
 def write_fake_checkpoint(folder: Path, *, chat_template: str | None = CHATML) -> Path:
-    """A byte-level BPE tokenizer of a few hundred tokens with a ChatML template. Returns the folder."""
+    """A byte-level BPE tokenizer of a few hundred tokens, a ChatML template, and weights without a tensor.
+
+    Returns the folder. Only the fake engine can serve it.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)  # type: ignore[assignment, unused-ignore]
@@ -35,4 +38,6 @@ def write_fake_checkpoint(folder: Path, *, chat_template: str | None = CHATML) -
     if chat_template is not None:
         config["chat_template"] = chat_template
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    (folder / "config.json").write_text(json.dumps({"model_type": "fake", "architectures": ["FakeForCausalLM"]}))
+    (folder / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")  # the format's empty file
     return folder
