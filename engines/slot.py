@@ -17,6 +17,8 @@ from .retirement import AdapterLeases
 
 log = structlog.get_logger(__name__)
 
+_DIED = "The model's worker has died."
+
 Open = Callable[["ModelSlot"], Awaitable[LoadedModel]]
 
 
@@ -58,7 +60,7 @@ class ModelSlot:
         """The state and its reason, without waiting for `check_alive` to notice a death. Callable from any thread."""
         model = self._model
         if model is not None and not model.engine.alive:
-            return "failed", _cause_of_death(model)
+            return "failed", _DIED
         return self.state, self.reason
 
     @property
@@ -102,10 +104,9 @@ class ModelSlot:
         model = self._model
         if model is None or model.engine.alive:
             return
-        self.state, self.reason = "failed", _cause_of_death(model)
+        self.state, self.reason = "failed", _DIED
         self.backoff.failed()
-        log.error("model died", model=self.name, reason=self.reason)
-        self._begin_close(model)
+        self._begin_close(model, dead=True)
 
     async def unload(self, *, wait_seconds: float = 0) -> None:
         """End the model's engine, or its load if nobody waits for it. Nothing happens if it is not loaded.
@@ -164,24 +165,29 @@ class ModelSlot:
         self.last_used = self._clock()
         return model
 
-    def _begin_close(self, model: LoadedModel) -> None:
+    def _begin_close(self, model: LoadedModel, *, dead: bool = False) -> None:
         self._model = None
-        self._closing = asyncio.create_task(self._close(model), name=f"close {self.name}")
+        self._closing = asyncio.create_task(self._close(model, dead), name=f"close {self.name}")
         self._closing.add_done_callback(_look_at_result)
 
-    async def _close(self, model: LoadedModel) -> None:
+    async def _close(self, model: LoadedModel, dead: bool) -> None:
         try:
+            if dead:
+                reason = await _cause_of_death(model)
+                log.error("model died", model=self.name, reason=reason)
+                if self.state == "failed":  # not so when the next load waits for this already
+                    self.reason = reason
             await model.engine.close()
         finally:
             self._closing = None
 
 
-def _cause_of_death(model: LoadedModel) -> str:
+async def _cause_of_death(model: LoadedModel) -> str:
     try:
-        model.engine.stats()  # a dead engine answers every call with the reason
+        await model.engine.unload_adapter("")  # every call to a dead engine raises with the reason; this one is safe
     except Unavailable as error:
         return error.message
-    return "The engine's worker has died."
+    return _DIED
 
 
 def _look_at_result(task: "asyncio.Task[LoadedModel] | asyncio.Task[None]") -> None:
