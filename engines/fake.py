@@ -36,7 +36,12 @@ def default_reply(request: GenerateRequest, index: int) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class FakeConfig:
-    """How the fake behaves. `token_seconds` is the pause before a token, `load_seconds` that of start and adapters."""
+    """How the fake behaves.
+
+    `token_seconds` is the pace of a row, kept by the clock: as with a worker process, tokens that became due while the
+    event loop was busy come all at once. 0 gives one token whenever the loop comes round. `load_seconds` is how long
+    a start and the load of an adapter take.
+    """
 
     max_model_len: int = 2048
     max_num_seqs: int = 64  # requests that run at once
@@ -233,9 +238,11 @@ class FakeEngine(Engine):
         cached = self._lookup_prefix(request)
         prompt_logprobs = _prompt_logprobs(request)
         given = 0
+        due = time.monotonic()
         while open_rows := [row for row in rows if not row.finished]:
+            due += self._config.token_seconds
             for row in open_rows:
-                await self._pause(request)
+                await self._pause(request, due)
                 if planned is not None and given >= planned[1]:
                     raise planned[0]
                 chunk = row.step()
@@ -247,8 +254,10 @@ class FakeEngine(Engine):
         if planned is not None:
             raise planned[0]
 
-    async def _pause(self, request: GenerateRequest) -> None:
-        await asyncio.sleep(self._config.token_seconds)
+    async def _pause(self, request: GenerateRequest, due: float) -> None:
+        early = due - time.monotonic()
+        if early > 0 or not self._config.token_seconds:
+            await asyncio.sleep(max(early, 0))
         if not self._go.is_set():
             remaining = None if request.deadline is None else request.deadline - time.monotonic()
             try:
