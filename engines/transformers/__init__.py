@@ -1,4 +1,4 @@
-"""The transformers engine: continuous batching with mixed adapters over Hugging Face's own modules. No torch is imported here."""
+"""The transformers engine: continuous batching with mixed adapters over transformers' modules. Imports no torch."""
 
 from .config import TransformersConfig
 from .engine import TransformersEngine

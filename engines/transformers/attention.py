@@ -1,4 +1,4 @@
-"""Attention over the KV pool for a flat batch: one batched product for each lane of decoding rows, one SDPA a prompt chunk.
+"""Attention over the KV pool for a flat batch: a batched product a lane of decoding rows, an SDPA a prompt chunk.
 
 Registered with transformers' AttentionInterface, so every model whose layers call it runs unchanged; masks, windows,
 soft caps and sinks come from the arguments that the model passes. `PoolCache` is the cache such a model writes to.

@@ -1,4 +1,4 @@
-"""The step loop of a worker: messages in, one forward a step, tokens out. It ties scheduler, executor and sampler together."""
+"""The step loop of a worker: messages in, one forward a step, tokens out. It ties the parts together."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -301,6 +301,6 @@ def _wire(entry: TokenLogprob | None) -> WireLogprob | None:
 def _not_finite(row: Row) -> TuneloopError:
     who = "The adapter" if row.adapter is not None else "The model"
     return Unavailable(
-        f"{who} produced numbers that are not finite, so no token can be chosen. Its weights overflow in this precision.",
+        f"{who} produced numbers that are not finite, so no token can be chosen. Its weights overflow here.",
         code="not_finite",
     )

@@ -12,9 +12,10 @@ import sys
 import time
 from asyncio.subprocess import Process
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator
-from dataclasses import dataclass, field, replace
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import msgspec
 
@@ -31,6 +32,7 @@ from .protocol import (
     Failed,
     FromWorker,
     LoadAdapter,
+    Problem,
     Ready,
     Refused,
     Stats,
@@ -254,31 +256,25 @@ class TransformersEngine(Engine):
         match message:
             case StepDone():
                 for token in message.tokens:
-                    stream = self._streams.get(token.request_id)
-                    if stream is not None:
-                        stream.items.put_nowait(token)
+                    self._deliver(token.request_id, token)
+            case Failed():
+                self._deliver(message.request_id, from_problem(message.problem))
             case Stats():
                 self._stats = EngineStats(**msgspec.structs.asdict(message))
-            case Failed():
-                stream = self._streams.get(message.request_id)
-                if stream is not None:
-                    stream.items.put_nowait(from_problem(message.problem))
             case AdapterDone():
                 for waiter in self._adapter_waiters.pop(message.digest, []):
-                    if waiter.done():
-                        continue
-                    if message.problem is None:
-                        waiter.set_result(None)
-                    else:
-                        waiter.set_exception(from_problem(message.problem))
+                    _settle(waiter, None, message.problem)
             case Ready():
                 assert self._ready is not None and self._process is not None
-                if not self._ready.done():
-                    self._ready.set_result(_engine_info(message, self._process.pid))
+                _settle(self._ready, _engine_info(message, self._process.pid), None)
             case Refused():
                 assert self._ready is not None
-                if not self._ready.done():
-                    self._ready.set_exception(from_problem(message.problem))
+                _settle(self._ready, None, message.problem)
+
+    def _deliver(self, request_id: str, item: Token | TuneloopError) -> None:
+        stream = self._streams.get(request_id)  # None: the request has just been closed
+        if stream is not None:
+            stream.items.put_nowait(item)
 
     def _die(self, reason: str) -> None:
         """Fail everything that waits. The first reason stays."""
@@ -303,6 +299,15 @@ class TransformersEngine(Engine):
     def _last_words(self) -> str:
         words = next((line for line in reversed(self._log) if line.strip()), "")
         return f" ({words})" if words else ""
+
+
+def _settle(waiter: "asyncio.Future[Any]", result: object, problem: Problem | None) -> None:
+    if waiter.done():
+        return
+    if problem is None:
+        waiter.set_result(result)
+    else:
+        waiter.set_exception(from_problem(problem))
 
 
 def _submit(request: GenerateRequest) -> Submit:

@@ -17,6 +17,11 @@ from ...storage.errors import InvalidInput
 class Kernel(ABC):
     """y = x Wᵀ + b for x [rows, in_features]; the returned y may be written to by the caller."""
 
+    @classmethod
+    def make(cls, weight: Tensor, bias: Tensor | None) -> "Kernel":
+        """Pack `weight` [out_features, in_features]; the caller may then drop it."""
+        raise TypeError(f"{cls.__name__} is not made from a weight")
+
     @abstractmethod
     def __call__(self, x: Tensor) -> Tensor: ...
 
@@ -27,6 +32,10 @@ class Kernel(ABC):
 
 class NativeKernel(Kernel):
     """`F.linear` on the module's own weight: any device, any dtype."""
+
+    @classmethod
+    def make(cls, weight: Tensor, bias: Tensor | None) -> "Kernel":
+        return cls(weight, bias)
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         self._weight, self._bias = weight, bias
@@ -58,6 +67,10 @@ class ModuleKernel(Kernel):
 class OneDnnKernel(Kernel):
     """oneDNN with the weight reordered once into its blocked layout: float32, exact."""
 
+    @classmethod
+    def make(cls, weight: Tensor, bias: Tensor | None) -> "Kernel":
+        return cls(weight, bias)
+
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         self._weight = torch.ops.mkldnn._reorder_linear_weight(weight.float().contiguous(), None)
         self._bias = bias.float() if bias is not None else None
@@ -68,11 +81,16 @@ class OneDnnKernel(Kernel):
         return y
 
     def dense(self) -> Tensor:
-        return self._weight.to_dense()
+        dense: Tensor = self._weight.to_dense()
+        return dense
 
 
 class Float16Kernel(Kernel):
     """fbgemm: weights stored in fp16, products and sums in float32. Exact to the rounding of the weights."""
+
+    @classmethod
+    def make(cls, weight: Tensor, bias: Tensor | None) -> "Kernel":
+        return cls(weight, bias)
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         saturated = weight.abs().max().item() if weight.numel() else 0.0
@@ -97,6 +115,10 @@ class Float16Kernel(Kernel):
 
 class Int8Kernel(Kernel):
     """fbgemm: int8 weights a row, activations quantised at run time. Fast and lossy: only on the user's wish."""
+
+    @classmethod
+    def make(cls, weight: Tensor, bias: Tensor | None) -> "Kernel":
+        return cls(weight, bias)
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         weight = weight.float().contiguous()
@@ -124,7 +146,7 @@ KERNELS: dict[str, type[Kernel]] = {
 
 
 def choose_kernel(weights: str, device: torch.device, bits_per_weight: float) -> tuple[type[Kernel], str]:
-    """The kernel for `weights` (TransformersConfig) and the reason, for people. Raises InvalidInput if impossible here."""
+    """The kernel for `weights` (TransformersConfig) and the reason, for people. Raises InvalidInput if unfit."""
     if device.type != "cpu":
         if weights not in ("auto", "native"):
             raise InvalidInput(
@@ -142,7 +164,7 @@ def choose_kernel(weights: str, device: torch.device, bits_per_weight: float) ->
             return Float16Kernel, "float16: the checkpoint holds 16 bits or less a weight (fbgemm, float32 maths)"
         weights = "float32"
     if weights == "float32":
-        if not torch.backends.mkldnn.is_available():
+        if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
             return NativeKernel, "native: this build of torch has no oneDNN"
         return OneDnnKernel, "float32: weights reordered by oneDNN"
     return KERNELS[weights], f"{weights}: asked for"

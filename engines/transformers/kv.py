@@ -91,7 +91,7 @@ class Slot:
 
 @dataclass
 class KVPool:
-    """Allocates slots. `allocate` and `extend` return None or False when the bound forbids it: the scheduler preempts."""
+    """Allocates slots. Where the bound forbids it `allocate` gives None and `extend` False: the scheduler preempts."""
 
     shapes: list[KVShape]
     dtype: torch.dtype
@@ -140,7 +140,7 @@ class KVPool:
         return Slot(lane, index)
 
     def extend(self, slot: Slot, tokens: int, length: int) -> bool:
-        """Make `slot` hold `tokens` tokens, moving its first `length` ones if need be. False: no room, nothing changed."""
+        """Make `slot` hold `tokens` tokens, moving its first `length` ones if need be. False: no room."""
         if tokens <= slot.lane.capacity:
             return True
         bigger = self.allocate(tokens)
@@ -175,8 +175,8 @@ class KVPool:
             if self._fits(lane, slots):
                 lane.resize(slots)
                 return True
-        for other in [c for c, x in self.lanes.items() if x is not lane and x.used == 0]:
-            del self.lanes[other]
+        for capacity in [c for c, x in self.lanes.items() if x is not lane and x.used == 0]:
+            del self.lanes[capacity]
         for other in self.lanes.values():
             self._shrink(other)
         if self._fits(lane, lane.slots + 1):

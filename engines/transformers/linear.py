@@ -1,7 +1,7 @@
 """One linear layer for mixed batches: the base product on all rows, then each row's own adapter.
 
 Rows that decode are grouped into tiles of one adapter and multiplied by two batched products; prompt chunks are
-contiguous and get two plain products each. Slots, tiles and chunks are planned once a step (`LoraPlan`), not once a layer.
+contiguous and get two plain products each. All of it is planned once a step (`LoraPlan`), not once a layer.
 """
 
 from collections.abc import Callable, Sequence

@@ -5,6 +5,7 @@ pool, in a prompt chunk and two decoding steps. If the logits differ, the slower
 too, the model is refused. So an architecture is served rightly or not at all.
 """
 
+import inspect
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from .attention import ATTENTION
 from .batch import ChunkInput, build_batch
 from .config import TransformersConfig
 from .executor import Executor, FlatExecutor, GroupExecutor
-from .kernels import Float16Kernel, Int8Kernel, choose_kernel
+from .kernels import Float16Kernel, Int8Kernel, Kernel, choose_kernel
 from .kv import KVPool, KVShape
 from .linear import AdaptedLinear
 from .surgery import Surgeon
@@ -79,8 +80,7 @@ def load_model(path: Path, config: TransformersConfig) -> LoadedModel:
     dtype = _choose_dtype(config.dtype, device, checkpoint)
     bits = _bits_per_weight(hf, checkpoint)
     kernel, why = choose_kernel(config.weights if dtype == torch.float32 else "native", device, bits)
-    attempts = ("flat", "group")
-    for attempt in attempts:
+    for attempt in ("flat", "group"):
         model = _read(path, config, dtype, device)
         if attempt == "flat" and not getattr(model, "_supports_attention_backend", False):
             continue
@@ -107,8 +107,8 @@ def load_model(path: Path, config: TransformersConfig) -> LoadedModel:
             )
         del model, executor, surgeon
     raise InvalidInput(
-        f"The transformers engine cannot serve this architecture ({hf.model_type}): through its KV pool the model gives "
-        "other logits than by itself. Serve it with another engine, or report it.",
+        f"The transformers engine cannot serve this architecture ({hf.model_type}): through its KV pool the model "
+        "gives other logits than by itself. Serve it with another engine, or report it.",
         param="model",
     )
 
@@ -133,8 +133,6 @@ def _executor(attempt: str, model: Any, text: Any) -> Executor:
         return FlatExecutor(model)
     layer_types = getattr(text, "layer_types", None) or []
     windowed = getattr(text, "sliding_window", None) is not None or any("full" not in t for t in layer_types)
-    import inspect
-
     return GroupExecutor(
         model,
         same_length_only=windowed or _length_dependent_rope(text),
@@ -193,7 +191,7 @@ def _through_pool(
     return torch.stack(rows)
 
 
-def _agree(expected: Tensor, got: Tensor | None, kernel: type, dtype: torch.dtype) -> bool:
+def _agree(expected: Tensor, got: Tensor | None, kernel: type[Kernel], dtype: torch.dtype) -> bool:
     if got is None or got.shape != expected.shape or not bool(torch.isfinite(got).all()):
         return False
     relative = {Float16Kernel: 0.03, Int8Kernel: 0.5}.get(kernel, 2e-3 if dtype == torch.float32 else 0.1)

@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from .kv import KVShape, Slot
 
@@ -69,7 +68,7 @@ class PrefixCache:
         return length
 
     def store(self, root: str, tokens: Sequence[int], slot: Slot) -> None:
-        """Keep the whole blocks of `tokens`, whose KV is at the beginning of `slot`. Already known ones cost nothing."""
+        """Keep the whole blocks of `tokens`, whose KV is at the beginning of `slot`. Known ones cost nothing."""
         parent: int | str = root
         new: list[tuple[int, int]] = []  # (position of the block in the slot, block index)
         chain: list[_Block] = []

@@ -1,7 +1,7 @@
-"""What the server process and an engine worker say to each other: msgpack frames over a socket pair, each with its length.
+"""What the server process and an engine worker say to each other: length-prefixed msgpack over a socket pair.
 
-The server says Submit, Abort, LoadAdapter, UnloadAdapter; the worker says Ready or Refused once, then a StepDone for every
-step, and Failed, AdapterDone and Stats when there is something to tell. Closing the socket ends the worker.
+The server says Submit, Abort, LoadAdapter, UnloadAdapter; the worker says Ready or Refused once, then a StepDone
+a step, and Failed, AdapterDone and Stats when there is something to tell. Closing the socket ends the worker.
 """
 
 import struct
@@ -139,8 +139,8 @@ ToWorker = Submit | Abort | LoadAdapter | UnloadAdapter
 FromWorker = Ready | Refused | StepDone | Failed | AdapterDone | Stats
 
 _encoder = msgspec.msgpack.Encoder()
-to_worker_decoder: msgspec.msgpack.Decoder[ToWorker] = msgspec.msgpack.Decoder(ToWorker)  # type: ignore[arg-type]
-from_worker_decoder: msgspec.msgpack.Decoder[FromWorker] = msgspec.msgpack.Decoder(FromWorker)  # type: ignore[arg-type]
+to_worker_decoder: msgspec.msgpack.Decoder[ToWorker] = msgspec.msgpack.Decoder(ToWorker)
+from_worker_decoder: msgspec.msgpack.Decoder[FromWorker] = msgspec.msgpack.Decoder(FromWorker)
 
 
 def frame(message: ToWorker | FromWorker) -> bytes:

@@ -1,4 +1,4 @@
-"""Which adapters are where: device slots, host memory, disk; least recently used leaves first. Knows nothing of requests.
+"""Which adapters are where: device slots, host memory, disk; least recently used leaves first. Knows no requests.
 
 `claim` is called by the scheduler before a row runs: it gives the device slot, or None while the adapter is being read
 by the loader thread or every slot is in use. Reading and preparing never happen in the step loop; installing does, as

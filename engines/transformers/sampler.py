@@ -91,7 +91,7 @@ def _penalise(scores: Tensor, state: SamplerState) -> None:
     given = torch.tensor(list(state.counts), dtype=torch.long)
     if p.repetition_penalty != 1.0:
         assert state.prompt_tokens is not None
-        seen = torch.cat([state.prompt_tokens, given]).unique().to(scores.device)
+        seen = torch.tensor(sorted({*state.prompt_tokens.tolist(), *state.counts}), device=scores.device)
         value = scores[seen]
         scores[seen] = torch.where(value > 0, value / p.repetition_penalty, value * p.repetition_penalty)
     if given.numel():

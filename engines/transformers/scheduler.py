@@ -53,8 +53,8 @@ class Scheduler:
         longest = rows[0].prompt_length + rows[0].params.max_tokens
         if longest > self.pool.max_tokens_per_row:
             raise ContextTooLong(
-                f"The prompt has {rows[0].prompt_length} tokens and max_tokens is {rows[0].params.max_tokens}, but this "
-                f"model's context holds {self.pool.max_tokens_per_row} tokens. Shorten the prompt or lower max_tokens.",
+                f"The prompt has {rows[0].prompt_length} tokens and max_tokens is {rows[0].params.max_tokens}, "
+                f"but this model's context holds {self.pool.max_tokens_per_row} tokens. Shorten the prompt or lower max_tokens.",
                 param="messages",
             )
         if len(self.waiting) + len(rows) > self.limits.max_waiting:
@@ -80,7 +80,7 @@ class Scheduler:
         self._give_up_slot(row)
 
     def poison(self, row: Row, error: TuneloopError) -> None:
-        """Fail a row whose numbers went wrong, and clean its slot: its KV must reach neither a cache nor another row."""
+        """Fail a row whose numbers went wrong, and clean its slot: its KV must reach no cache and no other row."""
         assert row.slot is not None
         row.slot.lane.clear(row.slot.index)
         row.computed = 0
@@ -99,10 +99,8 @@ class Scheduler:
     def plan(self) -> list[Work]:
         """The next step's work; empty when nothing can run now."""
         self.running.sort(key=lambda r: r.order)
-        work: list[Work] = []
-        for row in list(self.running):
-            if row.decoding and row.slot is not None and self._make_room(row, len(row.tokens)):
-                work.append(Work(row, 1))
+        decoding = [r for r in self.running if r.decoding]
+        work = [Work(r, 1) for r in decoding if r.slot is not None and self._make_room(r, len(r.tokens))]
         work = [w for w in work if w.row.slot is not None]  # a later row may have preempted an earlier one
         budget = self._prompt_budget(decoding=len(work))
         budget = self._continue_prompts(work, budget)
@@ -113,7 +111,7 @@ class Scheduler:
         return work
 
     def computed(self, work: Iterable[Work], seconds: float) -> None:
-        """Note that a step's tokens have their KV; keep finished prompts in the prefix cache; learn the step's speed."""
+        """Note that a step's tokens have their KV; keep finished prompts in the prefix cache; learn the speed."""
         prompt_tokens = 0
         for item in work:
             row = item.row
@@ -185,7 +183,7 @@ class Scheduler:
         return True
 
     def _reuse(self, row: Row) -> None:
-        """Fill the slot's beginning from the leader's slot or the prefix cache; one token is always left to compute."""
+        """Fill the slot's beginning from the leader's slot or the prefix cache; one token is left to compute."""
         assert row.slot is not None
         row.computed = 0
         if row.wants_prompt_logprobs:

@@ -59,7 +59,7 @@ class Surgeon:
         if len(named) == 1 and type(named[0][1]) not in (nn.Linear, Conv1D):
             kernel: Kernel = ModuleKernel(named[0][1])
         else:
-            kernel = self.kernel(weights[0] if len(weights) == 1 else torch.cat(weights), bias)
+            kernel = self.kernel.make(weights[0] if len(weights) == 1 else torch.cat(weights), bias)
         name = "+".join(n for n, _ in named)
         plan: Callable[[], LoraPlan | None] = current.head_plan if name == self.head else current.body_plan
         linear = AdaptedLinear(
