@@ -4,6 +4,7 @@ Every process holds a file lock (`flock`) for as long as it lives; the kernel le
 next start tells leftovers of the dead from the work of the living, without clocks or process ids.
 """
 
+import contextlib
 import fcntl
 import os
 import secrets
@@ -20,13 +21,23 @@ class Instance:
         self._root = root
         self._claimed: dict[str, int] = {}
         self.alone = False  # whether the last claim_dead() met no living process
-        self.id = secrets.token_hex(8)
         root.mkdir(parents=True, exist_ok=True)
-        # Locked before it has its name: nobody can find it unlocked.
-        hidden = root / f".{self.id}"
-        self._lock: int | None = os.open(hidden, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-        fcntl.flock(self._lock, fcntl.LOCK_EX)
-        hidden.rename(self._lock_path(self.id))
+        self._lock: int | None = None
+        while self._lock is None:
+            self.id = secrets.token_hex(8)
+            self._lock = self._register()
+
+    def _register(self) -> int | None:
+        # Locked before it has its name: no claimant can find it unlocked and take this process for dead.
+        hidden = self._root / f".{self.id}"
+        lock = os.open(hidden, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            hidden.rename(self._lock_path(self.id))
+        except (BlockingIOError, FileNotFoundError):  # a claimant swept it away just now: begin anew
+            os.close(lock)
+            return None
+        return lock
 
     def new_folder(self) -> Path:
         """An empty folder that nobody else uses; a later start removes it if this process cannot. Quick."""
@@ -41,25 +52,27 @@ class Instance:
         """The ids of processes that ended without being buried. Only one claimant gets each."""
         self.alone = True
         for path in self._root.glob("*.lock"):
-            if path.stem in self._claimed or path.stem == self.id:
-                continue
-            try:
-                lock = os.open(path, os.O_RDWR)
-            except FileNotFoundError:  # another start buried it just now
-                continue
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                os.close(lock)
-                self.alone = False
-                continue
-            self._claimed[path.stem] = lock
+            if path.stem not in self._claimed and path.stem != self.id:
+                self._claim(path)
         return sorted(self._claimed)
 
+    def _claim(self, path: Path) -> None:
+        try:
+            self._claimed[path.stem] = _lock_now(path)
+        except BlockingIOError:
+            self.alone = False
+        except FileNotFoundError:  # another start buried it just now
+            pass
+
     def clear_dead(self) -> None:
-        """Remove all working folders of the claimed."""
+        """Remove all working folders of the claimed, and what those left that died before they had a lock."""
         for dead in self._claimed:
             remove(self._root / dead)
+        for hidden in self._root.glob(".*"):
+            with contextlib.suppress(BlockingIOError, FileNotFoundError):
+                lock = _lock_now(hidden)
+                hidden.unlink()
+                os.close(lock)
 
     def bury(self) -> None:
         """Forget the claimed, once nothing of them is left anywhere."""
@@ -83,3 +96,14 @@ class Instance:
 
     def _lock_path(self, instance: str) -> Path:
         return self._root / f"{instance}.lock"
+
+
+def _lock_now(path: Path) -> int:
+    """The descriptor that holds the lock. Raises BlockingIOError if somebody else does."""
+    lock = os.open(path, os.O_RDWR)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(lock)
+        raise
+    return lock
