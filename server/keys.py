@@ -80,7 +80,7 @@ class Keys:
             name=name,
             prefix=secret[:_PREFIX_LENGTH],
             hash=_digest(secret),
-            scopes=sorted(set(scopes), key=lambda scope: SCOPES.index(scope)),  # type: ignore[arg-type]
+            scopes=sorted(set(scopes), key=lambda scope: SCOPES.index(scope)),
             created_at=datetime.now(UTC),
             expires_at=expires_at,
             revoked_at=None,

@@ -1,7 +1,7 @@
 """Routes of /v1/api_keys: make, list and revoke keys, with the admin scope."""
 
 from datetime import datetime
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Depends
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
@@ -20,7 +20,7 @@ class CreateKeyRequest(BaseModel):
     name: str = Field(min_length=1)
     scopes: list[Scope] = Field(default=["infer"], min_length=1)
     expires_at: AwareDatetime | None = None  # ISO 8601 with a zone, or seconds since the epoch
-    rpm_limit: int | None = Field(None, ge=1)
+    rpm_limit: int | None = Field(default=None, ge=1)
     allowed_models: list[str] | None = None
 
 
@@ -76,7 +76,7 @@ async def revoke_key(key_id: str, services: WithServices) -> KeyCard:
     return KeyCard(**_fields(await services.keys.revoke(key_id)))
 
 
-def _fields(key: KeyInfo) -> dict[str, object]:
+def _fields(key: KeyInfo) -> dict[str, Any]:
     return {
         "id": key.id,
         "name": key.name,

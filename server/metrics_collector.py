@@ -12,21 +12,26 @@ from ..engines.registry import ModelStatus
 
 
 class EngineCollector(Collector):
-    """Everything that engines and the adapter index know already, so that nobody has to push it."""
+    """Everything that engines and the adapter index know already, so that nobody has to push it.
+
+    `snapshot` reads them on the event loop that changes them; `collect` then formats, in whatever thread.
+    """
 
     def __init__(
         self, statuses: Callable[[], Iterable[ModelStatus]], adapters: Callable[[], Iterable[Adapter]]
     ) -> None:
-        self._statuses = statuses
-        self._adapters = adapters
+        self._read_statuses = statuses
+        self._read_adapters = adapters
+        self._statuses: Sequence[ModelStatus] = ()
+        self._adapters: Sequence[Adapter] = ()
 
-    def describe(self) -> Iterable[Metric]:
-        """Nothing: a registry that has no describe would scrape us while the server is still being built."""
-        return ()
+    def snapshot(self) -> None:
+        """Remember how things are now; costs little."""
+        self._statuses = list(self._read_statuses())
+        self._adapters = list(self._read_adapters())
 
     def collect(self) -> Iterator[Metric]:
-        statuses = list(self._statuses())
-        adapters = list(self._adapters())
+        statuses, adapters = self._statuses, self._adapters
         yield from _models(statuses)
         stats = {status.name: status.stats for status in statuses if status.stats is not None}
         yield from _engines(stats)

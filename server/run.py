@@ -8,6 +8,7 @@ import structlog
 import uvicorn
 from fastapi import FastAPI
 
+from ..engines.registry import EngineFactory
 from .app import create_app
 from .drain import Drain
 from .logs import configure_logs
@@ -19,23 +20,31 @@ log = structlog.get_logger(__name__)
 _CUT_SECONDS = 2  # what streams get to send their error event after the grace time
 
 
-def serve(settings: Settings) -> None:
+def serve(settings: Settings, *, engine_factory: EngineFactory | None = None) -> None:
     """Serve until SIGTERM or SIGINT, then drain and return. A second signal cuts what still runs.
 
-    Exits with status 3 if the server cannot start (as uvicorn does); the reason is logged.
+    Raises TuneloopError if the services cannot start. Exits with uvicorn's status if the port is taken.
     """
     configure_logs(settings.log_format, settings.log_level)
-    app = create_app(settings)
+    app = create_app(settings, engine_factory=engine_factory)
     config = uvicorn.Config(
         app,
         host=settings.host,
         port=settings.port,
+        lifespan="off",  # run here: its errors reach the caller as they are, and its end does not depend on uvicorn's
         log_config=None,  # ours is set up already
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=_CUT_SECONDS,
     )
-    DrainingServer(config, app, settings.grace_seconds).run()
+    listener = config.bind_socket()  # before any model loads: a port that is taken should be known at once
+
+    async def main() -> None:
+        async with app.router.lifespan_context(app):
+            await DrainingServer(config, app, settings.grace_seconds).serve([listener])
+
+    with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
+        runner.run(main())
 
 
 class DrainingServer(uvicorn.Server):
@@ -45,17 +54,13 @@ class DrainingServer(uvicorn.Server):
         super().__init__(config)
         self._app = app
         self._grace_seconds = grace_seconds
-        self._draining: asyncio.Task[None] | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
-
-    async def startup(self, sockets: list[object] | None = None) -> None:  # type: ignore[override]
+        self._drain_task: asyncio.Task[None] | None = None
         self._loop = asyncio.get_running_loop()
-        await super().startup(sockets)  # type: ignore[arg-type]
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """First signal: drain, then exit. Second, or before the server has started: exit now. Third: don't tidy up."""
+        """First signal: drain, then exit. Second, or before the server has started: exit now. Third: don't wait."""
         drain: Drain = self._app.state.drain
-        if self._loop is None or not self.started or drain.draining:
+        if not self.started or drain.draining:
             self.force_exit = self.should_exit
             self.should_exit = True
             return
@@ -63,7 +68,7 @@ class DrainingServer(uvicorn.Server):
         self._loop.call_soon_threadsafe(self._begin, signal.Signals(sig).name)
 
     def _begin(self, name: str) -> None:
-        self._draining = asyncio.create_task(self._drain(name))
+        self._drain_task = asyncio.create_task(self._drain(name))
 
     async def _drain(self, name: str) -> None:
         drain: Drain = self._app.state.drain

@@ -45,6 +45,7 @@ class Services:
     keys: Keys
     quota: RequestQuota
     metrics: Metrics
+    collector: EngineCollector
     drain: Drain
 
 
@@ -67,8 +68,10 @@ async def open_services(
         await database.migrate()
         objects = ObjectStore(settings.resolved_storage_url)
         adapters = AdapterStore(database, objects, home=settings.home, limits=settings.adapter_limits())
+        stack.push_async_callback(adapters.close)
         await adapters.start()
-        catalog = ModelCatalog(database, settings.home)
+        hub_token = settings.hub_token.get_secret_value() if settings.hub_token else None
+        catalog = ModelCatalog(database, settings.home, hub_token=hub_token)
         registry = ModelRegistry(
             catalog=catalog,
             adapters=adapters,
@@ -78,7 +81,8 @@ async def open_services(
             ),
         )
         stack.push_async_callback(registry.close)
-        metrics.registry.register(EngineCollector(registry.statuses, adapters.list))
+        collector = EngineCollector(registry.statuses, adapters.list)
+        metrics.registry.register(collector)
         adapters.subscribe(lambda event: _forget_series(metrics, adapters, event))
         keys = Keys(database, admin_key=settings.api_key.get_secret_value() if settings.api_key else None)
         await registry.start(settings.models or (DEFAULT_MODEL,))
@@ -101,12 +105,13 @@ async def open_services(
                 catalog=catalog,
                 limits=settings.adapter_limits(),
                 roots=settings.adapter_roots,
-                hub_token=settings.hub_token.get_secret_value() if settings.hub_token else None,
+                hub_token=hub_token,
             ),
             models=ModelService(catalog=catalog, registry=registry, adapters=adapters),
             keys=keys,
             quota=RequestQuota(),
             metrics=metrics,
+            collector=collector,
             drain=drain,
         )
 

@@ -45,78 +45,110 @@ class Settings(BaseSettings):
     )
 
     # The server
-    host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 for every interface.")
-    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    host: str = Field(default="127.0.0.1", description="Address to listen on; 0.0.0.0 for every interface.")
+    port: int = Field(default=8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
     home: Home = Field(
         default_factory=lambda: _expand(Path("~/.tuneloop")),
         validate_default=True,
         description="Folder of the database, adapters and fetched models.",
     )
     models: Names = Field(
-        (), description="Base models to load at start, as `name`, `source` or `name=source`; empty: `smollm2-135m`."
+        default=(),
+        description="Base models to load at start: `name`, `source` or `name=source`; empty: `smollm2-135m`.",
     )
-    engine: Literal["auto", "transformers"] = Field("auto", description="Engine that runs base models.")
-    api_key: SecretStr | None = Field(None, description="An admin key given from outside, for containers.")
+    engine: Literal["auto", "transformers"] = Field(default="auto", description="Engine that runs base models.")
+    api_key: SecretStr | None = Field(default=None, description="An admin key given from outside, for containers.")
     adapter_roots: Folders = Field(
-        (), description="Folders from which adapters may be loaded by path, separated by `,` or `:`; empty: none."
+        default=(),
+        description="Folders from which adapters may be loaded by path, separated by `,` or `:`; empty: none.",
     )
     database_url: str | None = Field(
-        None, description="Database: `sqlite:///path` or `postgresql://user@host/name`; empty: SQLite in the home."
+        default=None,
+        description="Database: `sqlite:///path` or `postgresql://user@host/name`; empty: SQLite in the home.",
     )
     storage_url: str | None = Field(
-        None, description="Blobs: a folder, or an fsspec URL as `s3://bucket/prefix`; empty: a folder in the home."
+        default=None,
+        description="Blobs: a folder, or an fsspec URL as `s3://bucket/prefix`; empty: a folder in the home.",
     )
-    hub_token: SecretStr | None = Field(None, description="Hugging Face token for private repositories.")
-    cors_origins: Names = Field((), description="Origins that browsers may call from, separated by `,`; `*`: all.")
-    max_body_bytes: ByteSize = Field(ByteSize(16 * 1024**2), gt=0, description="Largest body of a JSON request.")
-    max_upload_bytes: ByteSize = Field(ByteSize(2 * 1024**3), gt=0, description="Largest adapter upload, packed.")
+    hub_token: SecretStr | None = Field(default=None, description="Hugging Face token for private repositories.")
+    cors_origins: Names = Field(
+        default=(), description="Origins that browsers may call from, separated by `,`; `*`: all."
+    )
+    max_body_bytes: ByteSize = Field(
+        default=ByteSize(16 * 1024**2), gt=0, description="Largest body of a JSON request."
+    )
+    max_upload_bytes: ByteSize = Field(
+        default=ByteSize(2 * 1024**3), gt=0, description="Largest adapter upload, packed."
+    )
     max_adapter_bytes: ByteSize = Field(
-        ByteSize(_LIMITS.max_bytes), gt=0, description="Largest adapter, unpacked; more is a zip bomb."
+        default=ByteSize(_LIMITS.max_bytes), gt=0, description="Largest adapter, unpacked; more is a zip bomb."
     )
     request_timeout_seconds: Positive | None = Field(
-        600, description="Seconds until a generation ends with 504; empty (YAML: null): never."
+        default=600, description="Seconds until a generation ends with 504; empty (YAML: null): never."
     )
-    grace_seconds: float = Field(30, ge=0, description="Seconds that running requests get to finish after SIGTERM.")
+    grace_seconds: float = Field(
+        default=30, ge=0, description="Seconds that running requests get to finish after SIGTERM."
+    )
     memory_budget_bytes: ByteSize | None = Field(
-        None,
+        default=None,
         gt=0,
         description="Memory for all base models; the least recently used one leaves first. Empty: no limit.",
     )
     model_idle_seconds: Positive | None = Field(
-        None, description="Seconds without a request until a base model is unloaded; empty: never."
+        default=None, description="Seconds without a request until a base model is unloaded; empty: never."
+    )
+    trust_request_chat_template: bool = Field(
+        default=False, description="Let requests bring their own chat template, a program that the server runs."
     )
     log_format: Literal["auto", "console", "json"] = Field(
-        "auto", description="Log lines for people or for machines; `auto`: console on a terminal, else JSON."
+        default="auto", description="Log lines for people or for machines; `auto`: console on a terminal, else JSON."
     )
-    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="Least level that is logged.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="Least level that is logged."
+    )
 
     # The transformers engine, under the names of TransformersConfig
-    device: str | None = Field(None, description="`cpu`, `cuda:0`, ...; empty: the accelerator torch finds, else CPU.")
+    device: str | None = Field(
+        default=None, description="`cpu`, `cuda:0`, ...; empty: the accelerator torch finds, else CPU."
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        _ENGINE.dtype, description="Number format of activations; `auto`: by device and checkpoint."
+        default=_ENGINE.dtype, description="Number format of activations; `auto`: by device and checkpoint."
     )
-    weights: Weights = Field(_ENGINE.weights, description="How a CPU keeps matrices; `int8` is never chosen by `auto`.")
-    threads: int | None = Field(None, ge=1, description="Compute threads of a worker on a CPU; empty: all cores.")
+    weights: Weights = Field(
+        default=_ENGINE.weights, description="How a CPU keeps matrices; `int8` is never chosen by `auto`."
+    )
+    threads: int | None = Field(
+        default=None, ge=1, description="Compute threads of a worker on a CPU; empty: all cores."
+    )
     max_model_len: int | None = Field(
-        None, ge=1, description="Tokens of prompt plus output; empty: the model's own."
+        default=None, ge=1, description="Tokens of prompt plus output; empty: the model's own."
     )
-    max_num_seqs: int = Field(_ENGINE.max_num_seqs, ge=1, description="Rows in one batch.")
+    max_num_seqs: int = Field(default=_ENGINE.max_num_seqs, ge=1, description="Rows in one batch.")
     max_num_batched_tokens: int = Field(
-        _ENGINE.max_num_batched_tokens, ge=1, description="Prompt tokens prefilled in one step."
+        default=_ENGINE.max_num_batched_tokens, ge=1, description="Prompt tokens prefilled in one step."
     )
-    max_waiting: int = Field(_ENGINE.max_waiting, ge=0, description="Queued rows before requests are refused with 429.")
-    kv_cache_bytes: ByteSize | None = Field(None, gt=0, description="Bound of the KV pool; empty: by free memory.")
-    enable_prefix_caching: bool = Field(_ENGINE.enable_prefix_caching, description="Reuse KV of shared beginnings.")
+    max_waiting: int = Field(
+        default=_ENGINE.max_waiting, ge=0, description="Queued rows before requests are refused with 429."
+    )
+    kv_cache_bytes: ByteSize | None = Field(
+        default=None, gt=0, description="Bound of the KV pool; empty: by free memory."
+    )
+    enable_prefix_caching: bool = Field(
+        default=_ENGINE.enable_prefix_caching, description="Reuse KV of shared beginnings."
+    )
     prefix_cache_bytes: ByteSize | None = Field(
-        None, ge=0, description="Bound of KV kept for later requests; empty: by the KV pool."
+        default=None, ge=0, description="Bound of KV kept for later requests; empty: by the KV pool."
     )
-    max_loras: int = Field(_ENGINE.max_loras, ge=1, description="Adapters on the device at once, a model.")
-    max_lora_rank: int = Field(_ENGINE.max_lora_rank, ge=1, description="Largest rank; adapters over it are refused.")
+    max_loras: int = Field(default=_ENGINE.max_loras, ge=1, description="Adapters on the device at once, a model.")
+    max_lora_rank: int = Field(
+        default=_ENGINE.max_lora_rank, ge=1, description="Largest rank; adapters over it are refused."
+    )
     adapter_cpu_bytes: ByteSize = Field(
-        ByteSize(_ENGINE.adapter_cpu_bytes), ge=0, description="Prepared adapters kept in host memory, a model."
+        default=ByteSize(_ENGINE.adapter_cpu_bytes), ge=0, description="Prepared adapters kept in host memory, a model."
     )
     trust_remote_code: bool = Field(
-        _ENGINE.trust_remote_code, description="Run Python code that comes with a checkpoint. Only for ones you trust."
+        default=_ENGINE.trust_remote_code,
+        description="Run Python code that comes with a checkpoint. Only for ones you trust.",
     )
 
     @classmethod

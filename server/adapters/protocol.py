@@ -15,22 +15,22 @@ class CreateRequest(_Request):
     """POST /v1/adapters with JSON. Without `base` it is taken from the adapter's own configuration where that fits."""
 
     name: str = Field(min_length=1)
-    base: str | None = Field(None, min_length=1)
+    base: str | None = Field(default=None, min_length=1)
     source: str = Field(min_length=1)
 
 
 class ReplaceRequest(_Request):
     """PUT /v1/adapters/{name} with JSON."""
 
-    base: str | None = Field(None, min_length=1)
+    base: str | None = Field(default=None, min_length=1)
     source: str = Field(min_length=1)
 
 
 class AliasRequest(_Request):
     """Exactly one of the two: all traffic to one version, or shares between several."""
 
-    version: int | None = Field(None, ge=1)
-    weights: dict[int, float] | None = Field(None, min_length=1)
+    version: int | None = Field(default=None, ge=1)
+    weights: dict[int, float] | None = Field(default=None, min_length=1)
 
     @model_validator(mode="after")
     def _exactly_one(self) -> "AliasRequest":

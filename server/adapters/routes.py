@@ -1,5 +1,7 @@
 """Routes of /v1/adapters. Names may hold `/` and `:`, as they are or percent-encoded."""
 
+import asyncio
+import itertools
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Request
@@ -57,7 +59,7 @@ async def retrieve_adapter(name: str, services: WithServices, caller: Reader) ->
 
 @router.put(ONE)
 async def replace_adapter(name: str, request: Request, services: WithServices, caller: Tuner) -> AdapterCard:
-    """A new version, live when this answers; running requests finish on the old one. Form: `file`; or JSON: `source`."""
+    """A new version, live when this answers; running requests finish on the old one. Form `file`, or JSON `source`."""
     caller.check_model(name)
     await intake.replace(request, services, name)
     return adapter_card(services.adapters.get(name))
@@ -183,10 +185,13 @@ def _alias(services: Services, name: str, alias: str) -> AliasCard:
 
 
 async def _download(services: Services, version: AdapterVersion) -> StreamingResponse:
-    folder = await services.adapters.materialise(version)
+    async with services.adapters.hold(version):
+        folder = await services.adapters.materialise(version)
+        stream = tar_gz(folder, int(version.created_at.timestamp()))
+        first = await asyncio.to_thread(next, stream)  # opens the files: from here on a deletion does not matter
     filename = f"{version.name}-{version.version}.tar.gz".replace("/", "-").replace(":", "-")
     return StreamingResponse(
-        tar_gz(folder, int(version.created_at.timestamp())),
+        itertools.chain([first], stream),
         media_type="application/gzip",
         headers={"Content-Disposition": f'attachment; filename="{filename}"'},
     )

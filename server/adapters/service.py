@@ -97,7 +97,7 @@ class AdapterService:
         if parsed.selector is not None:
             raise InvalidInput(f"The adapter name '{name}' holds an '@'. Versions are numbered by us.", param="name")
         check_name_fits_paths(name)
-        if any(entry.name == name for entry in self._catalog.list()):
+        if self._catalog.known(name):
             raise Conflict(f"'{name}' is the name of a base model. Choose another for the adapter.", param="name")
         known = self._store.known(name)
         if target.expect == "new" and known:

@@ -66,5 +66,3 @@ class UnloadRequest(_Request):
 
 class PinRequest(_Request):
     pinned: bool = True
-
-

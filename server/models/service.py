@@ -29,13 +29,14 @@ class ModelService:
     def card(self, ref: str) -> ModelCard:
         """One model: a base model's name, an adapter's, or `name@version` or `name@alias`. Raises NotFound."""
         statuses = {status.name: status for status in self._registry.statuses()}
-        entry = self._entry(ref)
-        if entry is not None:
-            return _base_card(entry, statuses.get(entry.name))
+        if self._catalog.known(ref):
+            return _base_card(self._catalog.get(ref), statuses.get(ref))
         parsed = parse_ref(ref)
         if not self._adapters.known(parsed.name):
             raise NotFound(
-                f"There is no model '{ref}'. GET /v1/models lists the known ones.", param="model", code="model_not_found"
+                f"There is no model '{ref}'. GET /v1/models lists the known ones.",
+                param="model",
+                code="model_not_found",
             )
         adapter = self._adapters.get(parsed.name)
         status = statuses.get(adapter.base)
@@ -44,7 +45,7 @@ class ModelService:
         return _version_card(ref, self._adapters.resolve(ref), status)
 
     def is_base(self, name: str) -> bool:
-        return self._entry(name) is not None
+        return self._catalog.known(name)
 
     async def load(self, name: str, *, source: str | None, pinned: bool | None) -> ModelCard:
         """Load a base model and wait for it. Raises Conflict if an adapter has the name."""
@@ -92,9 +93,6 @@ class ModelService:
             )
         await self._registry.unload(name)
         await self._catalog.remove(name)
-
-    def _entry(self, name: str) -> CatalogEntry | None:
-        return next((entry for entry in self._catalog.list() if entry.name == name), None)
 
 
 def _base_card(entry: CatalogEntry, status: ModelStatus | None) -> ModelCard:

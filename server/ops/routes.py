@@ -32,6 +32,7 @@ async def ready(services: WithServices) -> JSONResponse:
 @router.get("/metrics")
 async def metrics(services: WithServices) -> Response:
     """Prometheus text, under vLLM's names and our own `tuneloop:` ones."""
+    services.collector.snapshot()
     text = await run_in_threadpool(services.metrics.render)
     return Response(text, media_type="text/plain; version=0.0.4; charset=utf-8")
 

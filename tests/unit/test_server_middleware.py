@@ -12,7 +12,6 @@ from fastapi import Depends, FastAPI, Request
 from pydantic import BaseModel, ConfigDict
 from starlette.middleware import Middleware
 from starlette.responses import StreamingResponse
-
 from tuneloop.server import errors
 from tuneloop.server.drain import Drain, DrainMiddleware
 from tuneloop.server.metrics import Metrics
@@ -38,6 +37,7 @@ def raise_it(kind: str) -> None:
 class Harness:
     def __init__(self) -> None:
         self.drain, self.metrics, self.release = Drain(), Metrics(), asyncio.Event()
+        self.streaming = asyncio.Event()
         app = FastAPI(
             middleware=[
                 Middleware(RequestMiddleware, metrics=self.metrics),
@@ -65,6 +65,7 @@ class Harness:
         @app.get("/stream")
         async def stream() -> StreamingResponse:
             async def chunks() -> AsyncIterator[str]:
+                self.streaming.set()
                 yield "a"
                 await self.release.wait()
                 yield "b"
@@ -185,8 +186,7 @@ async def test_a_body_over_the_limit_is_refused_declared_or_not(harness: Harness
 
 async def test_a_drain_refuses_new_requests_and_waits_for_running_ones(harness: Harness) -> None:
     running = asyncio.create_task(harness.client.get("/stream"))
-    while harness.drain.in_flight == 0:
-        await asyncio.sleep(0)
+    await harness.streaming.wait()
     harness.drain.begin()
     harness.drain.begin()
     refused = await harness.client.get("/id")

@@ -14,7 +14,6 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 from starlette.testclient import TestClient
-
 from tuneloop.server.adapters import paths
 from tuneloop.server.adapters.archive_stream import FILES, tar_gz
 from tuneloop.server.adapters.multipart import Upload, receive_upload
@@ -37,7 +36,9 @@ async def receive(body: bytes, content_type: str, folder: Path, step: int = 7) -
 @pytest.mark.parametrize("step", [1, 7, 100_000])
 async def test_files_and_fields_arrive_whole(tmp_path: Path, step: int) -> None:
     data = bytes(range(256)) * 20
-    body, kind = form(data={"name": "grüße", "base": "b"}, files=[("file", ("../../etc/a.bin", data)), ("file", ("b", b""))])
+    body, kind = form(
+        data={"name": "grüße", "base": "b"}, files=[("file", ("../../etc/a.bin", data)), ("file", ("b", b""))]
+    )
     upload = await receive(body, kind, tmp_path, step)
     assert upload.fields == {"name": "grüße", "base": "b"}
     assert [file.filename for file in upload.files] == ["a.bin", "b"]

@@ -4,26 +4,26 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
-
 from tuneloop.engines.transformers.config import TransformersConfig
 from tuneloop.server.settings import Settings
 from tuneloop.server.settings_sources import load_settings
 from tuneloop.storage.errors import InvalidInput
 
-GOLDEN = """
-host port home models engine api_key adapter_roots database_url storage_url hub_token cors_origins max_body_bytes
-max_upload_bytes max_adapter_bytes request_timeout_seconds grace_seconds memory_budget_bytes model_idle_seconds log_format
-log_level device dtype weights threads max_model_len max_num_seqs max_num_batched_tokens max_waiting kv_cache_bytes
-enable_prefix_caching prefix_cache_bytes max_loras max_lora_rank adapter_cpu_bytes trust_remote_code
-""".split()
+GOLDEN = (
+    "host port home models engine api_key adapter_roots database_url storage_url hub_token cors_origins max_body_bytes "
+    "max_upload_bytes max_adapter_bytes request_timeout_seconds grace_seconds memory_budget_bytes model_idle_seconds "
+    "trust_request_chat_template log_format log_level device dtype weights threads max_model_len max_num_seqs "
+    "max_num_batched_tokens max_waiting kv_cache_bytes enable_prefix_caching prefix_cache_bytes max_loras "
+    "max_lora_rank adapter_cpu_bytes trust_remote_code"
+)
 
 
 def test_names_are_fixed() -> None:
-    assert list(Settings.model_fields) == GOLDEN
+    assert list(Settings.model_fields) == GOLDEN.split()
 
 
 def test_every_knob_of_the_engine_is_a_setting_with_its_default() -> None:
-    assert {field.name for field in fields(TransformersConfig)} <= set(GOLDEN)
+    assert {field.name for field in fields(TransformersConfig)} <= set(GOLDEN.split())
     assert Settings().transformers_config() == TransformersConfig()
 
 
@@ -98,6 +98,8 @@ def test_places_follow_the_home(tmp_path: Path) -> None:
     assert settings.resolved_storage_url == f"{tmp_path}/blobs"
 
 
-@pytest.mark.parametrize(("host", "local"), [("127.0.0.1", True), ("localhost", True), ("::1", True), ("0.0.0.0", False)])
+@pytest.mark.parametrize(
+    ("host", "local"), [("127.0.0.1", True), ("localhost", True), ("::1", True), ("0.0.0.0", False)]
+)
 def test_loopback(host: str, local: bool) -> None:
     assert Settings(host=host).is_loopback is local

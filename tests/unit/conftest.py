@@ -1,0 +1,136 @@
+"""An app with the scripted fake engine on a folder of its own: the fixtures of every test of the HTTP surface."""
+
+import json
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from fastapi import FastAPI
+from safetensors.numpy import save_file
+from tuneloop.adapters.base import ModuleShape
+from tuneloop.engines.fake import DEFAULT_MODULES, FakeConfig, FakeEngine
+from tuneloop.engines.fake_checkpoint import write_fake_checkpoint
+from tuneloop.engines.tokenizer import ChatTokenizer
+from tuneloop.server.app import create_app
+from tuneloop.server.services import Services
+from tuneloop.server.settings import Settings
+
+BASE = "tiny"  # the served name of the fake base model
+
+
+@dataclass(kw_only=True)
+class Running:
+    """An open app: its client, services and the engines it has started, by model name (the newest of each)."""
+
+    app: FastAPI
+    client: httpx.AsyncClient
+    engines: dict[str, FakeEngine]
+    home: Path
+
+    @property
+    def services(self) -> Services:
+        services: Services = self.app.state.services
+        return services
+
+    @property
+    def engine(self) -> FakeEngine:
+        """The base model's engine."""
+        return self.engines[BASE]
+
+
+AppFactory = Callable[..., AbstractAsyncContextManager[Running]]
+
+
+@dataclass(kw_only=True)
+class AppBuilder:
+    """What `app_factory` calls; `config` and `reply` script the engines, everything else are settings."""
+
+    folder: Path
+    engines: dict[str, FakeEngine] = field(default_factory=dict)
+
+    @asynccontextmanager
+    async def __call__(
+        self, *, config: FakeConfig | None = None, reply: Any = None, **settings: Any
+    ) -> AsyncIterator[Running]:
+        checkpoint = self.folder / "checkpoints" / BASE
+        if not checkpoint.exists():
+            write_fake_checkpoint(checkpoint)
+            (checkpoint / "config.json").write_text(json.dumps({"model_type": "llama", "architectures": ["Fake"]}))
+            save_file({"weight": np.zeros(1, np.float32)}, checkpoint / "model.safetensors")
+        engines = self.engines
+
+        def build(name: str, path: Path, tokenizer: ChatTokenizer) -> FakeEngine:
+            script = {} if reply is None else {"reply": reply}
+            engines[name] = FakeEngine(tokenizer, config=config, **script)
+            return engines[name]
+
+        values = {"home": self.folder / "home", "models": (f"{BASE}={checkpoint}",), **settings}
+        app = create_app(Settings(**values), engine_factory=build)
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        async with (
+            app.router.lifespan_context(app),
+            httpx.AsyncClient(transport=transport, base_url="http://test") as client,
+        ):
+            yield Running(app=app, client=client, engines=engines, home=self.folder / "home")
+
+
+@pytest.fixture
+def app_factory(tmp_path: Path) -> AppFactory:
+    """`async with app_factory(...) as running:`; two apps of one test share the home, as after a restart."""
+    return AppBuilder(folder=tmp_path)
+
+
+@pytest.fixture
+async def running(app_factory: AppFactory) -> AsyncIterator[Running]:
+    """An app with default settings whose base model is loaded."""
+    async with app_factory() as running:
+        await running.services.registry.load(BASE)
+        yield running
+
+
+MakeAdapter = Callable[..., Path]
+
+
+@pytest.fixture
+def make_adapter(tmp_path: Path) -> Iterator[MakeAdapter]:
+    """Writes a PEFT folder that fits the fake base model; another `seed` gives other weights, so another version."""
+    count = 0
+
+    def make(
+        seed: int = 0,
+        *,
+        rank: int = 2,
+        modules: Mapping[str, ModuleShape] = DEFAULT_MODULES,
+        base: str | None = BASE,
+        **config: Any,
+    ) -> Path:
+        nonlocal count
+        count += 1
+        folder = tmp_path / "adapters" / str(count)
+        folder.mkdir(parents=True)
+        generator = np.random.default_rng(seed)
+        tensors = {}
+        for name, shape in modules.items():
+            key = f"base_model.model.{name}"
+            tensors[f"{key}.lora_A.weight"] = generator.normal(size=(rank, shape.in_features)).astype(np.float32)
+            tensors[f"{key}.lora_B.weight"] = generator.normal(size=(shape.out_features, rank)).astype(np.float32)
+        save_file(tensors, folder / "adapter_model.safetensors")
+        targets = sorted({name.rsplit(".", 1)[-1] for name in modules})
+        values = {
+            "peft_type": "LORA",
+            "task_type": "CAUSAL_LM",
+            "base_model_name_or_path": base,
+            "r": rank,
+            "lora_alpha": 2 * rank,
+            "target_modules": targets,
+            "bias": "none",
+        }
+        (folder / "adapter_config.json").write_text(json.dumps(values | config))
+        return folder
+
+    yield make
