@@ -62,7 +62,7 @@ class FakeEngine(Engine):
 
     For tests to look at: `requests` (all it was given), `running` and `waiting` (now), `cancelled` (ids of requests
     whose iterator was closed early), `resident` (adapters in memory). For tests to use: `reply`, `fail_next`,
-    `refuse_adapter`, `paused`, `die`.
+    `refuse_adapter`, `paused`, `until`, `die`.
     """
 
     def __init__(
@@ -89,6 +89,7 @@ class FakeEngine(Engine):
         self._cache_queries = 0
         self._cache_hits = 0
         self._adapters_in_use: list[str] = []
+        self._watchers: list[asyncio.Future[None]] = []
 
     async def start(self) -> EngineInfo:
         await asyncio.sleep(self._config.load_seconds)
@@ -140,17 +141,24 @@ class FakeEngine(Engine):
         finally:
             self._go.set()
 
+    async def until(self, holds: Callable[[], bool]) -> None:
+        """Wait until `holds()` is true; it is asked again whenever a request comes, moves on, or goes."""
+        while not holds():
+            watcher = asyncio.get_running_loop().create_future()
+            self._watchers.append(watcher)
+            await watcher
+
     async def generate(self, request: GenerateRequest) -> AsyncIterator[Chunk]:
         self._admit(request)
         planned = self._planned.pop(0) if self._planned else None
         finished = False
-        self.waiting += 1
+        self._count(waiting=1)
         try:
             try:
                 await self._acquire(request)
             finally:
-                self.waiting -= 1
-            self.running += 1
+                self._count(waiting=-1)
+            self._count(running=1)
             if request.adapter is not None:
                 self._adapters_in_use.append(request.adapter.digest)
             try:
@@ -160,7 +168,7 @@ class FakeEngine(Engine):
                     yield chunk
                 finished = True
             finally:
-                self.running -= 1
+                self._count(running=-1)
                 self._slots.release()
                 if request.adapter is not None:
                     self._adapters_in_use.remove(request.adapter.digest)
@@ -171,6 +179,8 @@ class FakeEngine(Engine):
         except asyncio.CancelledError:
             self.cancelled.append(request.request_id)
             raise
+        finally:
+            self._notify()
 
     async def load_adapter(self, version: AdapterVersion) -> None:
         self._check_alive()
@@ -201,6 +211,17 @@ class FakeEngine(Engine):
     async def close(self) -> None:
         self.closed = True
         self.die("the engine was closed")
+
+    def _count(self, *, running: int = 0, waiting: int = 0) -> None:
+        self.running += running
+        self.waiting += waiting
+        self._notify()
+
+    def _notify(self) -> None:
+        watchers, self._watchers = self._watchers, []
+        for watcher in watchers:
+            if not watcher.done():
+                watcher.set_result(None)
 
     def _check_alive(self) -> None:
         if self._death is not None:
@@ -248,6 +269,7 @@ class FakeEngine(Engine):
                 chunk = row.step()
                 given += 1
                 self._steps += 1
+                self._notify()
                 if given == 1:
                     chunk.cached_tokens, chunk.prompt_logprobs = cached, prompt_logprobs
                 yield chunk

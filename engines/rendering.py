@@ -137,7 +137,9 @@ def _cut_at_mark(rendered: str, final_text: str) -> str:
             param="continue_final_message",
         )
     trims = not rendered.startswith(_CONTINUE_MARK + " ", position)
-    return rendered[:position].rstrip() if trims else rendered[:position]
+    # A template may show the message more than once; only the last place is the open end.
+    kept = rendered[:position].replace(_CONTINUE_MARK + " ", "").replace(_CONTINUE_MARK, "")
+    return kept.rstrip() if trims else kept
 
 
 def _run(template: Template, variables: Mapping[str, Any]) -> str:
