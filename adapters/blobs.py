@@ -25,7 +25,7 @@ from .files import ADAPTER_FILES
 log = structlog.get_logger(__name__)
 
 _ABANDONED_AFTER = timedelta(days=1)
-_ATTEMPTS = 3
+_ATTEMPTS = 10
 
 
 class AdapterBlobs:

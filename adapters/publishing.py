@@ -18,7 +18,7 @@ from .refs import check_name
 
 T = TypeVar("T")
 Expect = Literal["new", "existing", "any"]
-_ATTEMPTS = 3
+_ATTEMPTS = 10
 
 
 class Change(Protocol):
@@ -98,14 +98,15 @@ async def publish(
         return found[0] if found else None
 
     async def work(session: AsyncSession) -> AdapterVersion:
-        await rows.lock_if_there(session, candidate.name)
-        same = candidate.match(await look(session))
+        row = await rows.lock_if_there(session, candidate.name)
+        # No row, nothing to lock: another replica may create it after this look, and then `create` fails.
+        same = candidate.match(await look(session) if row is not None else None)
         if same is not None:
             return same
+        row = row or await rows.create(session, candidate.name, candidate.base)
         number = await rows.add_version(
             session,
-            name=candidate.name,
-            base=candidate.base,
+            row,
             facts=candidate.facts,
             origin=candidate.origin,
             source=candidate.source,

@@ -62,28 +62,32 @@ async def lock(session: AsyncSession, name: str) -> tables.Adapter:
     return row
 
 
+async def create(session: AsyncSession, name: str, base: str) -> tables.Adapter:
+    """A new adapter's row, locked; it needs a version before the transaction ends.
+
+    Raises IntegrityError if another transaction has just created it.
+    """
+    row = tables.Adapter(name=name, base=base, pinned=False, next_version=1, created_at=datetime.now(UTC))
+    session.add(row)
+    await session.flush()
+    return row
+
+
 async def add_version(
     session: AsyncSession,
+    row: tables.Adapter,
     *,
-    name: str,
-    base: str,
     facts: AdapterFacts,
     origin: Origin,
     source: str | None,
     metrics: Mapping[str, Any],
     move_default: bool,
 ) -> int:
-    """Add the next version, the adapter too if it is new, and move its default alias; returns the version's number."""
-    now = datetime.now(UTC)
-    row = await lock_if_there(session, name)
-    if row is None:
-        row = tables.Adapter(name=name, base=base, pinned=False, next_version=1, created_at=now)
-        session.add(row)
-        await session.flush()
+    """Add the next version to a locked adapter and move its default alias; returns the version's number."""
     number, row.next_version = row.next_version, row.next_version + 1
     session.add(
         tables.AdapterVersion(
-            adapter=name,
+            adapter=row.name,
             version=number,
             digest=facts.digest,
             rank=facts.rank,
@@ -95,12 +99,12 @@ async def add_version(
             origin=origin,
             source=source,
             metrics=dict(metrics),
-            created_at=now,
+            created_at=datetime.now(UTC),
         )
     )
     await session.flush()
     if move_default or number == 1:
-        await point(session, name, DEFAULT_ALIAS, {number: 1.0})
+        await point(session, row.name, DEFAULT_ALIAS, {number: 1.0})
     return number
 
 
