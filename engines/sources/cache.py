@@ -37,7 +37,7 @@ class ModelCache:
         try:
             receipt = json.loads((self.root / "receipts" / self.key(source)).read_text(encoding="utf-8"))
             path = Path(receipt["path"])
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
+        except (OSError, ValueError, KeyError, TypeError):
             return None
         return path if is_complete(path) else None
 

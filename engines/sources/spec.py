@@ -51,7 +51,7 @@ def parse_source(text: str) -> SourceSpec:
     if prefix == "hf":
         return _checked("hf", rest, _HUB, "hf:org/name, hf:org/name@revision or hf:org/name/file.gguf")
     path = Path(text).expanduser()
-    if text.startswith(("/", ".", "~")) or path.exists():
+    if text.startswith(("/", ".", "~")) or (text and path.exists()):
         return SourceSpec(kind="gguf" if path.suffix.lower() == ".gguf" else "folder", location=str(path.resolve()))
     if _HUB.fullmatch(text):
         return SourceSpec(kind="hf", location=text)
