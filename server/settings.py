@@ -8,7 +8,7 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, ByteSize, Field, SecretStr
+from pydantic import AfterValidator, BeforeValidator, ByteSize, Field, SecretStr
 from pydantic_settings import BaseSettings, NoDecode, PydanticBaseSettingsSource, SettingsConfigDict
 
 from ..adapters.base import AdapterLimits
@@ -34,6 +34,7 @@ def _expand(path: Path) -> Path:
 Names = Annotated[tuple[str, ...], NoDecode, BeforeValidator(_split)]
 Home = Annotated[Path, BeforeValidator(lambda value: _expand(Path(value)))]
 Folders = Annotated[tuple[Home, ...], NoDecode, BeforeValidator(lambda value: _split(value, ",:"))]
+Timeout = Annotated[float | None, Field(ge=0), AfterValidator(lambda value: value or None)]
 Positive = Annotated[float, Field(gt=0)]
 
 
@@ -83,8 +84,8 @@ class Settings(BaseSettings):
     max_adapter_bytes: ByteSize = Field(
         default=ByteSize(_LIMITS.max_bytes), gt=0, description="Largest adapter, unpacked; more is a zip bomb."
     )
-    request_timeout_seconds: Positive | None = Field(
-        default=600, description="Seconds until a generation ends with 504; empty (YAML: null): never."
+    request_timeout_seconds: Timeout = Field(
+        default=600, description="Seconds until a generation ends with 504; 0: never."
     )
     grace_seconds: float = Field(
         default=30, ge=0, description="Seconds that running requests get to finish after SIGTERM."

@@ -153,20 +153,18 @@ async def rollback_adapter(
 
 @router.post(ONE + "/pin")
 async def pin_adapter(name: str, services: WithServices, caller: Tuner) -> AdapterCard:
-    """Keep the adapter's weights in memory, whatever else is used more."""
-    return await _pin(services, caller, name, pinned=True)
+    """Mark an adapter as pinned and load the weights that its bare name means now."""
+    caller.check_model(name)
+    for number in services.adapters.get(name).default_weights:
+        await services.registry.warm(_version(services, name, number))
+    return adapter_card(await services.adapters.pin(name, True))
 
 
 @router.post(ONE + "/unpin")
 async def unpin_adapter(name: str, services: WithServices, caller: Tuner) -> AdapterCard:
-    """Let the adapter's weights leave memory again when others are used more."""
-    return await _pin(services, caller, name, pinned=False)
-
-
-async def _pin(services: Services, caller: Principal, name: str, *, pinned: bool) -> AdapterCard:
+    """Take the mark away again."""
     caller.check_model(name)
-    await services.adapters.pin(name, pinned)
-    return adapter_card(services.adapters.get(name))
+    return adapter_card(await services.adapters.pin(name, False))
 
 
 def _version(services: Services, name: str, number: int) -> AdapterVersion:
