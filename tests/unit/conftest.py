@@ -43,6 +43,14 @@ class Running:
         return self.engines[BASE]
 
 
+def write_checkpoint(folder: Path) -> Path:
+    """What the catalog takes for a base model, with a real tokenizer and no real weights. Returns the folder."""
+    write_fake_checkpoint(folder)
+    (folder / "config.json").write_text(json.dumps({"model_type": "llama", "architectures": ["Fake"]}))
+    save_file({"weight": np.zeros(1, np.float32)}, folder / "model.safetensors")
+    return folder
+
+
 AppFactory = Callable[..., AbstractAsyncContextManager[Running]]
 
 
@@ -57,11 +65,7 @@ class AppBuilder:
     async def __call__(
         self, *, config: FakeConfig | None = None, reply: Any = None, **settings: Any
     ) -> AsyncIterator[Running]:
-        checkpoint = self.folder / "checkpoints" / BASE
-        if not checkpoint.exists():
-            write_fake_checkpoint(checkpoint)
-            (checkpoint / "config.json").write_text(json.dumps({"model_type": "llama", "architectures": ["Fake"]}))
-            save_file({"weight": np.zeros(1, np.float32)}, checkpoint / "model.safetensors")
+        checkpoint = write_checkpoint(self.folder / "checkpoints" / BASE)
         engines = self.engines
 
         def build(name: str, path: Path, tokenizer: ChatTokenizer) -> FakeEngine:
