@@ -86,6 +86,8 @@ class Generation:
                 batch = _merge(batch)
             self._count(batch)
             yield batch
+        if self._error is not None:
+            raise self._error
         if self._unfinished:
             raise Unavailable("The engine ended the request without finishing it; send it again.")
 
