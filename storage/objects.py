@@ -85,7 +85,7 @@ class ObjectStore:
     async def _read(self, stream: BinaryIO, key: str) -> bytes:
         try:
             return await asyncio.to_thread(stream.read, _CHUNK_BYTES)
-        except OSError as error:
+        except Exception as error:  # each backend has a tree of errors of its own
             raise Unavailable(f"The object store failed while {key!r} was read: {error}. Try again.") from error
 
     async def list(self, prefix: str) -> list[str]:

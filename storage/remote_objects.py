@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 from . import durable
-from .errors import NotFound, Unavailable
+from .errors import NotFound, TuneloopError, Unavailable
 from .local_objects import remove, rename_unless_there
 
 _MANIFEST = ".manifest.json"
@@ -128,7 +128,9 @@ class RemoteObjects:
     def _translated(self) -> Iterator[None]:
         try:
             yield
-        except OSError as error:
+        except TuneloopError:
+            raise
+        except Exception as error:  # each backend has a tree of errors of its own, not all of them OSErrors
             raise Unavailable(
                 f"The object store at {self._root} failed: {error}. Check that it is reachable and that its "
                 "credentials are right."

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import fsspec
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 from tuneloop.storage import ObjectStore, durable, remote_objects
 from tuneloop.storage.errors import InvalidInput, NotFound, Unavailable
 
@@ -156,6 +157,20 @@ async def test_a_remote_file_that_changed_is_refused(folder: Path, tmp_path: Pat
     with pytest.raises(Unavailable, match="not the one that was stored"):
         await store.fetch_folder("adapters/a", tmp_path / "cache" / "a")
     assert list((tmp_path / "cache").iterdir()) == []
+
+
+@pytest.mark.parametrize("failure", [ConnectionError("no route"), RuntimeError("no credentials")])
+async def test_a_failing_backend_is_unavailable(
+    folder: Path, failure: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise failure
+
+    store = ObjectStore(f"memory://{uuid.uuid4().hex}")
+    monkeypatch.setattr(MemoryFileSystem, "pipe_file", fail)
+    with pytest.raises(Unavailable, match=str(failure)):
+        await store.put_folder("adapters/a", folder)
+    assert not await store.exists("adapters/a")
 
 
 @pytest.mark.parametrize(
