@@ -19,7 +19,7 @@ from .completions.routes import router as completions_router
 from .drain import Drain, DrainMiddleware
 from .keys_routes import router as keys_router
 from .metrics import Metrics
-from .middleware import BodyLimitMiddleware, RequestMiddleware
+from .middleware import BodyLimitMiddleware, CrossSiteMiddleware, RequestMiddleware
 from .models.routes import router as models_router
 from .ops.routes import router as ops_router
 from .services import open_services
@@ -67,6 +67,7 @@ def create_app(settings: Settings, *, engine_factory: EngineFactory | None = Non
             Middleware(RequestMiddleware, metrics=metrics),
             Middleware(DrainMiddleware, drain=drain),
             *_cors(settings),
+            Middleware(CrossSiteMiddleware, origins=settings.cors_origins),
             Middleware(BodyLimitMiddleware, limit_of=limit_of),
         ],
     )

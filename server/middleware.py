@@ -1,4 +1,4 @@
-"""What every request passes through: its id, the access log, the answer to bugs, and the limit of its body.
+"""What every request passes through: its id, the access log, the answer to bugs, its origin, the limit of its body.
 
 Pure ASGI, because wrapping a response (BaseHTTPMiddleware) would buffer streams and hide disconnects.
 """
@@ -6,19 +6,23 @@ Pure ASGI, because wrapping a response (BaseHTTPMiddleware) would buffer streams
 import re
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 import structlog
 from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ..storage.errors import TooLarge
+from ..storage.errors import PermissionDenied, TooLarge
 from .drain import PROBES
 from .errors import error_response, internal_error_response
 from .metrics import Metrics
 
 log = structlog.get_logger("tuneloop.access")
 
+CLIENT_CLOSED_REQUEST = 499  # nginx's number, for the log and metrics only
+
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 _SAFE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")  # others could forge log lines
 
 
@@ -53,6 +57,8 @@ class RequestMiddleware:
         with structlog.contextvars.bound_contextvars(request_id=request_id):
             try:
                 await self._app(scope, receive, send_with_id)
+            except ClientDisconnect:
+                status = status or CLIENT_CLOSED_REQUEST  # in the middle of its own body: there is nobody to answer
             except Exception:
                 log.exception("unhandled exception", method=scope["method"], path=scope["path"])
                 if status:
@@ -63,7 +69,8 @@ class RequestMiddleware:
 
     def _finish(self, scope: Scope, status: int, seconds: float) -> None:
         handler = getattr(scope.get("route"), "path_format", "none")
-        self._metrics.http_request(scope["method"], handler, status)
+        method = scope["method"] if scope["method"] in _METHODS else "other"  # invented ones would make endless series
+        self._metrics.http_request(method, handler, status)
         write = log.debug if scope["path"] in PROBES else log.info  # probes would drown the rest
         client = scope.get("client")
         write(
@@ -74,6 +81,29 @@ class RequestMiddleware:
             seconds=round(seconds, 4),
             client=client[0] if client else None,
         )
+
+
+class CrossSiteMiddleware:
+    """Refuses changes that a browser makes for a page of another site, unless `cors_origins` names it.
+
+    CORS alone does not: a form of any web page may post to a server on this machine, and only the answer is hidden from
+    the page. Browsers say so themselves (Sec-Fetch-Site); what is no browser is not concerned.
+    """
+
+    def __init__(self, app: ASGIApp, origins: Collection[str]) -> None:
+        self._app = app
+        self._origins = origins
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] not in ("GET", "HEAD", "OPTIONS"):
+            headers = Headers(scope=scope)
+            origin = headers.get("origin", "null")
+            is_allowed = "*" in self._origins or origin in self._origins
+            if headers.get("sec-fetch-site") == "cross-site" and not is_allowed:
+                error = PermissionDenied(f"Pages of {origin!r} may not call this server. Allow it by cors_origins.")
+                await error_response(error)(scope, receive, send)
+                return
+        await self._app(scope, receive, send)
 
 
 class BodyLimitMiddleware:

@@ -83,6 +83,7 @@ async def open_services(
         stack.push_async_callback(registry.close)
         collector = EngineCollector(registry.statuses, adapters.list)
         metrics.registry.register(collector)
+        stack.callback(metrics.registry.unregister, collector)
         adapters.subscribe(lambda event: _forget_series(metrics, adapters, event))
         keys = Keys(database, admin_key=settings.api_key.get_secret_value() if settings.api_key else None)
         await registry.start(settings.models or (DEFAULT_MODEL,))

@@ -6,7 +6,7 @@ that its engine refuses is taken back.
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
@@ -128,11 +128,13 @@ class AdapterService:
 
     async def _take_back(self, version: AdapterVersion, *, is_first: bool) -> None:
         """The engine would not have it: the name means again what it meant before."""
-        if is_first:
-            await self._store.delete(version.name)
-            return
-        await self._store.rollback(version.name)
-        await self._store.delete_version(version.name, version.version)
+        with suppress(NotFound, Conflict):  # somebody deleted it meanwhile, or gave it an alias and so wants it
+            if is_first:
+                await self._store.delete(version.name)
+                return
+            if version.version in self._store.get(version.name).default_weights:
+                await self._store.rollback(version.name)
+            await self._store.delete_version(version.name, version.version)
 
     def _numbers(self, name: str) -> set[int]:
         return {version.version for version in self._store.get(name).versions} if self._store.known(name) else set()

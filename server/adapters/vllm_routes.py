@@ -38,7 +38,7 @@ async def load_lora_adapter(body: LoadLoraRequest, services: WithServices) -> Re
         raise InvalidInput(
             "is_3d_lora_weight is not supported by this server; leave it out.", param="is_3d_lora_weight"
         )
-    await services.publisher.add_source(body.lora_path, Target(name=name))
+    await services.publisher.add_source(body.lora_path, Target(name=name, expect="any" if body.load_inplace else "new"))
     return PlainTextResponse(f"Success: LoRA adapter '{name}' added successfully.")
 
 

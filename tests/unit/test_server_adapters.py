@@ -198,6 +198,28 @@ async def test_uploads_of_one_name_take_turns(running: Running, make_adapter: Ma
     assert sorted(response.json()["version"] for response in answers) == [2, 3, 4, 5]
 
 
+async def test_no_request_fails_while_versions_are_replaced(running: Running, make_adapter: MakeAdapter) -> None:
+    await post(running.client, "support", make_adapter(0))
+    replacing = True
+
+    async def ask() -> set[str]:
+        seen = set()
+        while replacing:
+            seen.add(await answer(running.client, "support"))
+        return seen
+
+    asking = [asyncio.create_task(ask()) for _ in range(8)]
+    for seed in range(1, 11):
+        assert (await put(running.client, "support", make_adapter(seed))).status_code == 200
+    replacing = False
+    seen = set().union(*await asyncio.gather(*asking))
+    assert seen <= {f"Hello from support@{number}." for number in range(1, 12)}
+    assert len(seen) > 1
+    for _ in range(50):  # the last old version is let go in a task of its own
+        await asyncio.sleep(0)
+    assert list(running.engine.resident) == [(await running.client.get("/v1/adapters/support")).json()["digest"]]
+
+
 @pytest.mark.parametrize("name", ["org/team/support", "ft:tiny:me:x9", "org/versions2"])
 async def test_names_with_slashes_and_colons_work_everywhere(
     running: Running, make_adapter: MakeAdapter, name: str

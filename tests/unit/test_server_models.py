@@ -137,6 +137,19 @@ async def test_cors_is_off_until_asked_for(app_factory: AppFactory) -> None:
         assert (refused.status_code, "access-control-allow-origin" in refused.headers) == (401, True)
 
 
+async def test_pages_of_other_sites_change_nothing(app_factory: AppFactory) -> None:
+    evil = {"Origin": "https://evil.example", "Sec-Fetch-Site": "cross-site"}
+    async with app_factory(cors_origins=("https://page.example",)) as running:
+        files = {"file": ("a", b"")}
+        refused = await running.client.post("/v1/adapters", data={"name": "x"}, files=files, headers=evil)
+        assert (refused.status_code, refused.json()["error"]["type"]) == (403, "permission_error")
+        assert (await running.client.get("/v1/models", headers=evil)).status_code == 200
+        page = {**evil, "Origin": "https://page.example"}
+        assert (await running.client.post("/v1/adapters", headers=page)).status_code == 400
+        near = {**evil, "Sec-Fetch-Site": "same-origin"}
+        assert (await running.client.post("/v1/adapters", headers=near)).status_code == 400
+
+
 def series(text: str) -> dict[str, dict[tuple[tuple[str, str], ...], float]]:
     """Samples by name and sorted labels."""
     found: dict[str, dict[tuple[tuple[str, str], ...], float]] = {}

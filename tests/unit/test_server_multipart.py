@@ -2,6 +2,7 @@
 
 import io
 import tarfile
+import tracemalloc
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from tuneloop.server.adapters import paths
 from tuneloop.server.adapters.archive_stream import FILES, tar_gz
 from tuneloop.server.adapters.multipart import Upload, receive_upload
 from tuneloop.storage.errors import InvalidInput, TooLarge
+
+from .conftest import Running
 
 
 def form(**parts: object) -> tuple[bytes, str]:
@@ -46,6 +49,25 @@ async def test_files_and_fields_arrive_whole(tmp_path: Path, step: int) -> None:
     assert all(file.path.parent == tmp_path for file in upload.files)
 
 
+async def test_a_large_file_does_not_pass_through_memory(tmp_path: Path) -> None:
+    size, piece = 32 * 1024**2, bytes(64 * 1024)
+
+    async def chunks() -> AsyncIterator[bytes]:
+        yield b'--b\r\nContent-Disposition: form-data; name="file"; filename="a"\r\n\r\n'
+        for _ in range(size // len(piece)):
+            yield piece
+        yield b"\r\n--b--\r\n"
+
+    tracemalloc.start()
+    try:
+        upload = await receive_upload(chunks(), "multipart/form-data; boundary=b", tmp_path)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert upload.files[0].path.stat().st_size == size
+    assert peak < 4 * 1024**2
+
+
 async def test_windows_paths_lose_their_folders_too(tmp_path: Path) -> None:
     body, kind = form(files={"file": ("C:\\x\\a.zip", b"1")})
     assert (await receive(body, kind, tmp_path)).files[0].filename == "a.zip"
@@ -58,6 +80,34 @@ async def test_a_cut_body_is_refused(tmp_path: Path) -> None:
         folder.mkdir()
         with pytest.raises(InvalidInput):
             await receive(body[:length], kind, folder)
+
+
+async def test_a_client_that_leaves_in_the_middle_leaves_nothing(running: Running) -> None:
+    body, kind = form(data={"name": "x"}, files={"file": ("a", b"1" * 100)})
+    messages: list[dict[str, object]] = [
+        {"type": "http.request", "body": body[:150], "more_body": True},
+        {"type": "http.disconnect"},
+    ]
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/v1/adapters",
+        "query_string": b"",
+        "headers": [(b"content-type", kind.encode())],
+    }
+    sent: list[object] = []
+
+    async def receive_next() -> dict[str, object]:
+        return messages.pop(0)
+
+    async def send(message: object) -> None:
+        sent.append(message)
+
+    await running.app(scope, receive_next, send)
+    assert sent == []
+    assert not list(running.home.rglob("part-*"))
+    metrics = (await running.client.get("/metrics")).text
+    assert 'http_requests_total{handler="/v1/adapters",method="POST",status="4xx"} 1.0' in metrics
 
 
 @pytest.mark.parametrize("kind", ["", "text/plain", "multipart/form-data", "multipart/form-data; boundary=other"])

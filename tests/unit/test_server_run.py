@@ -46,7 +46,7 @@ def start(tmp_path: Path, grace_seconds: float) -> Child:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
     checkpoint = write_checkpoint(tmp_path / "tiny")
-    arguments = [sys.executable, CHILD, checkpoint, tmp_path / "home", str(port), str(grace_seconds)]
+    arguments = [sys.executable, str(CHILD), str(checkpoint), str(tmp_path / "home"), str(port), str(grace_seconds)]
     process = subprocess.Popen(arguments, stderr=subprocess.PIPE, text=True)
     return Child(process=process, client=httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60))
 
@@ -134,7 +134,8 @@ def test_a_port_that_is_taken_is_said_before_anything_loads(tmp_path: Path) -> N
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
-        arguments = [sys.executable, CHILD, "/nowhere", tmp_path / "home", str(taken.getsockname()[1]), "0"]
+        port = str(taken.getsockname()[1])
+        arguments = [sys.executable, str(CHILD), "/nowhere", str(tmp_path / "home"), port, "0"]
         done = subprocess.run(arguments, stderr=subprocess.PIPE, text=True, check=False)
     assert done.returncode != 0
     assert "in use" in done.stderr
