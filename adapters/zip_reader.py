@@ -45,7 +45,7 @@ class ZipReader:
         """The members in order. Raises InvalidInput for links, devices, encryption and unusual methods."""
         for info in self._zip.infolist():
             _refuse_unusual(info)
-            if info.is_dir():
+            if info.orig_filename.endswith("/"):  # is_dir() fails for an empty name
                 yield ZipMember(info.orig_filename, None)
                 continue
             with self._zip.open(info) as stream:
@@ -54,6 +54,10 @@ class ZipReader:
     def close(self) -> None:
         """Forget the table of contents; the file stays open for whoever opened it."""
         self._zip.close()
+
+
+class _OutsideError(zipfile.BadZipFile, OSError):
+    """A seek outside the file. zipfile catches OSError where it looks for a record that need not be there."""
 
 
 class _Guarded:
@@ -72,7 +76,7 @@ class _Guarded:
     def seek(self, offset: int, whence: int = 0) -> int:
         target = offset + (0, self._file.tell(), self._size)[whence]
         if not 0 <= target <= self._size:
-            raise zipfile.BadZipFile("an offset lies outside the file")
+            raise _OutsideError("an offset lies outside the file")
         return self._file.seek(target)
 
     def tell(self) -> int:
