@@ -38,6 +38,7 @@ class AdapterBlobs:
         self._writer = writer
         self._in_use: Counter[str] = Counter()  # being stored, or held by somebody who reads the files
         self._postponed: set[str] = set()  # to be removed as soon as they are not in use
+        self._present: set[str] = set()  # seen on this machine: requests need not look again
         self._fetches: dict[str, asyncio.Task[None]] = {}
 
     def folder(self, digest: str) -> Path:
@@ -85,7 +86,10 @@ class AdapterBlobs:
         Raises NotFound if the blob is gone, Unavailable if the store cannot be reached.
         """
         folder = self.folder(digest)
+        if digest in self._present:
+            return folder
         if await asyncio.to_thread(folder.is_dir):
+            self._present.add(digest)
             return folder
         if self._objects.is_local:
             raise NotFound(f"The files of the adapter version {digest} are gone: it was deleted.")
@@ -95,6 +99,7 @@ class AdapterBlobs:
             self._fetches[digest] = task
             task.add_done_callback(lambda _: self._fetches.pop(digest, None))
         await asyncio.shield(task)
+        self._present.add(digest)
         return folder
 
     async def take_over(self, writers: Sequence[str]) -> None:
@@ -121,6 +126,7 @@ class AdapterBlobs:
                 if self._in_use[digest]:
                     self._postponed.add(digest)
                     continue
+                self._present.discard(digest)
                 await self._objects.delete(_key(digest))
                 if not self._objects.is_local:
                     await asyncio.to_thread(remove, self.folder(digest))

@@ -123,7 +123,7 @@ async def test_killed_while_it_recovers_the_next_start_recovers(fresh: Path, run
     while acknowledged(crashed) < 1 or not list((crashed / "blobs").glob("adapters/.*.partial")):
         shutil.rmtree(crashed)
         assert run_child(copy_of(fresh, "crashed"), kill_at, 2) == signal.SIGKILL
-        kill_at += 1
+        kill_at += 3
     kill_at = 1 - STRIDE
     status = signal.SIGKILL.value
     while status == signal.SIGKILL:
