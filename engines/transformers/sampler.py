@@ -15,6 +15,7 @@ from torch import Tensor
 from ..base import SamplingParams, TokenLogprob
 
 _NUCLEUS = 256  # tokens looked at before the whole vocabulary is sorted
+_COLDEST = 1e-6  # temperatures below it choose the same tokens and would overflow
 
 
 @dataclass(slots=True)
@@ -106,7 +107,7 @@ def _draw(scores: Tensor, state: SamplerState) -> int:
     assert state.generator is not None
     uniform = float(torch.rand((), generator=state.generator, dtype=torch.float64))
     vocab = scores.shape[0]
-    probabilities = torch.softmax(scores / p.temperature, -1)
+    probabilities = torch.softmax((scores - scores.max()) / max(p.temperature, _COLDEST), -1)
     if p.top_k == 0 and p.top_p >= 1.0 and p.min_p == 0.0:
         return _pick(probabilities, uniform)
     width = min(p.top_k or _NUCLEUS, vocab)
@@ -120,6 +121,7 @@ def _draw(scores: Tensor, state: SamplerState) -> int:
         if p.top_k or p.min_p:
             values = values / values.sum()
         before = values.cumsum(-1) - values
+        before[0] = -1.0  # the most likely token always stays
         values = torch.where(before < p.top_p, values, 0.0)
     return int(index[_pick(values, uniform)])
 
