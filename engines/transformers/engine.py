@@ -50,6 +50,8 @@ from .protocol import (
 )
 
 _LOG_LINES = 40  # kept of the worker's stderr, for the reason of its death
+_LOG_LINE = 4096  # characters kept of a line without an end
+_LAST_WORDS_SECONDS = 1.0  # for reading stderr to its end after a death
 _END_SECONDS = 5.0  # from closing the socket to SIGKILL
 
 
@@ -68,7 +70,7 @@ class _RowText:
 
 
 class TransformersEngine(Engine):
-    """One worker process for the checkpoint at `path`. The worker's own log lines go to `log`, one call a line."""
+    """One worker process for the checkpoint at `path`. The last lines of its stderr tell why it died."""
 
     def __init__(self, path: Path, tokenizer: ChatTokenizer, config: TransformersConfig) -> None:
         self._path, self._tokenizer, self._config = path, tokenizer, config
@@ -101,6 +103,9 @@ class TransformersEngine(Engine):
                 env=environment,
                 start_new_session=True,
             )
+        except BaseException:
+            ours.close()
+            raise
         finally:
             theirs.close()
         reader, self._writer = await asyncio.open_connection(sock=ours)
@@ -250,6 +255,7 @@ class TransformersEngine(Engine):
             pass
         assert self._process is not None
         code = await self._process.wait()
+        await asyncio.wait(self._tasks[1:], timeout=_LAST_WORDS_SECONDS)
         self._die(f"it ended with {_exit_name(code)}{self._last_words()}")
 
     def _dispatch(self, message: FromWorker) -> None:
@@ -292,9 +298,14 @@ class TransformersEngine(Engine):
                 waiter.exception()  # seen, also where nobody awaits it any more
 
     async def _keep_log(self) -> None:
+        """Read the worker's stderr to its end, so that its writes never block; progress bars end lines by a return."""
         assert self._process is not None and self._process.stderr is not None
-        while line := await self._process.stderr.readline():
-            self._log.append(line.decode("utf-8", "replace").rstrip())
+        rest = ""
+        while piece := await self._process.stderr.read(1 << 14):
+            *lines, rest = (rest + piece.decode("utf-8", "replace")).replace("\r", "\n").split("\n")
+            self._log.extend(lines)
+            rest = rest[-_LOG_LINE:]
+        self._log.append(rest)
 
     def _last_words(self) -> str:
         words = next((line for line in reversed(self._log) if line.strip()), "")

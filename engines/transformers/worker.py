@@ -7,6 +7,7 @@ server's writes; a loader thread reads adapters. The worker ends when its socket
 import contextlib
 import os
 import socket
+import struct
 import sys
 import threading
 import time
@@ -58,9 +59,13 @@ class Inbox:
         return messages
 
     def _read(self) -> None:
-        with self._connection.makefile("rb") as stream:
-            while header := stream.read(HEADER_BYTES):
-                self._queue.put(to_worker_decoder.decode(stream.read(frame_length(header))))
+        try:
+            with self._connection.makefile("rb") as stream:
+                while header := stream.read(HEADER_BYTES):
+                    self._queue.put(to_worker_decoder.decode(stream.read(frame_length(header))))
+        except (ConnectionError, msgspec.DecodeError, struct.error) as error:
+            sys.stderr.write(f"the connection to the server broke: {error}\n")  # it died, also within a message
+            sys.stderr.flush()
         os._exit(0)  # the server closed the socket or died: nobody waits for what this process computes
 
 
