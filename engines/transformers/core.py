@@ -53,6 +53,7 @@ class EngineCore:
         wake: Callable[[], None],
     ) -> None:
         self._model, self._config, self._send = model, config, send
+        self._eos = frozenset(t for t in model.eos_token_ids if t < model.vocab_size)
         kv_bytes, prefix_bytes = _cache_sizes(model, config)
         per_token = sum(s.floats for s in model.shapes) * model.dtype.itemsize
         self.max_model_len = min(model.max_model_len, kv_bytes // per_token)
@@ -105,12 +106,8 @@ class EngineCore:
                 self.scheduler.adapters.forget(message.digest)
 
     def _submit(self, message: Submit) -> None:
-        bad = next((t for t in message.prompt if not 0 <= t < self._model.vocab_size), None)
         try:
-            if bad is not None:
-                raise InvalidInput(
-                    f"Token id {bad} is outside the vocabulary of {self._model.vocab_size} tokens.", param="prompt"
-                )
+            _check(message, self._model.vocab_size)
             self.scheduler.add(self._rows(message))
         except TuneloopError as error:
             self._send(Failed(message.request_id, to_problem(error)))
@@ -128,7 +125,7 @@ class EngineCore:
                     tokens=list(message.prompt),
                     prompt_length=len(message.prompt),
                     params=params,
-                    sampler=SamplerState.start(params, message.prompt, self._model.eos_token_ids, index),
+                    sampler=SamplerState.start(params, message.prompt, self._eos, index),
                     adapter=message.adapter,
                     adapter_path=Path(message.adapter_path) if message.adapter_path is not None else None,
                     priority=message.priority,
@@ -151,7 +148,7 @@ class EngineCore:
     def _announce_ready(self) -> None:
         """Tell of loads that are done: on the device if a slot is free, else in host memory."""
         adapters = self.scheduler.adapters
-        for digest in [d for d in self._announce if d in adapters.on_host or d in adapters.on_device]:
+        for digest in [d for d in self._announce if not adapters.is_loading(d)]:
             if adapters.claim(digest, self._announce.pop(digest)) is not None:
                 adapters.release(digest)
             self._send(AdapterDone(digest, None))
@@ -181,8 +178,10 @@ class EngineCore:
         logprobs = self._logprobs(rows, tokens, logits)
         out: list[Token] = []
         for number, (row, token) in enumerate(zip(rows, tokens, strict=True)):
-            if token < 0:
-                self.scheduler.poison(row, _not_finite(row))
+            if row.slot is None:
+                continue  # its request has just failed with another row
+            if token < 0 or not self.scheduler.prove(row):
+                self.scheduler.fail(row, _not_finite(row))
                 continue
             first = row.given == 0
             row.tokens.append(token)
@@ -252,6 +251,23 @@ class EngineCore:
         )
         if not s.running and not s.waiting:
             s.check_integrity()
+
+
+def _check(message: Submit, vocab_size: int) -> None:
+    """Refuse what would index outside the logits, or ends before it begins: one request must not end the worker."""
+    sampling = message.sampling
+    for param, ids in (
+        ("prompt", message.prompt),
+        ("logit_bias", sampling.logit_bias),
+        ("stop_token_ids", sampling.stop_token_ids),
+    ):
+        bad = next((t for t in ids if not 0 <= t < vocab_size), None)
+        if bad is not None:
+            raise InvalidInput(f"Token id {bad} is outside the vocabulary of {vocab_size} tokens.", param=param)
+    if not message.prompt:
+        raise InvalidInput("The prompt has no tokens. Send at least one.", param="prompt")
+    if sampling.max_tokens < 1 or sampling.n < 1:
+        raise InvalidInput("Ask for at least one completion of at least one token.", param="max_tokens")
 
 
 def _input(item: Work) -> ChunkInput:

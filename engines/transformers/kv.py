@@ -43,6 +43,7 @@ class Lane:
         self.capacity = capacity
         self.slots = 0
         self.free: set[int] = set()
+        self.owners: dict[int, Slot] = {}
         self.layers: list[LayerKV] = [
             LayerKV(
                 torch.empty(0, s.heads, capacity, s.key_dim, dtype=dtype, device=device),
@@ -69,6 +70,20 @@ class Lane:
         for layer in self.layers:
             layer.keys[index].zero_()
             layer.values[index].zero_()
+
+    def finite(self, index: int, first: int, last: int) -> bool:
+        """Whether the keys and values of tokens first..last-1 of a slot are all finite."""
+        parts = (t[index, :, first:last] for layer in self.layers for t in (layer.keys, layer.values))
+        return bool(torch.stack([torch.isfinite(part).all() for part in parts]).all())
+
+    def move(self, slot: "Slot", index: int, length: int) -> None:
+        """Bring one of this lane's slots, with its first `length` tokens, to the free place `index`."""
+        self.copy(slot, index, length)
+        self.free.discard(index)
+        self.free.add(slot.index)
+        del self.owners[slot.index]
+        self.owners[index] = slot
+        slot.index = index
 
     def copy(self, source: "Slot", index: int, length: int) -> None:
         """Copy the first `length` tokens of another slot into slot `index` of this lane."""
@@ -137,7 +152,8 @@ class KVPool:
             return None
         index = min(lane.free)
         lane.free.discard(index)
-        return Slot(lane, index)
+        lane.owners[index] = slot = Slot(lane, index)
+        return slot
 
     def extend(self, slot: Slot, tokens: int, length: int) -> bool:
         """Make `slot` hold `tokens` tokens, moving its first `length` ones if need be. False: no room."""
@@ -149,10 +165,12 @@ class KVPool:
         bigger.lane.copy(slot, bigger.index, length)
         self.release(slot)
         slot.lane, slot.index = bigger.lane, bigger.index
+        slot.lane.owners[slot.index] = slot
         return True
 
     def release(self, slot: Slot) -> None:
         slot.lane.free.add(slot.index)
+        del slot.lane.owners[slot.index]
 
     def compact(self, slots: list[Slot], lengths: list[int]) -> None:
         """Move rows at high indices into holes, where a lane's rows are spread over twice their number."""
@@ -162,11 +180,7 @@ class KVPool:
             )
             while owners and lane.free and owners[-1][0].index + 1 > 2 * len(owners):
                 slot, length = owners.pop()
-                hole = min(lane.free)
-                lane.copy(slot, hole, length)
-                self.release(slot)
-                lane.free.discard(hole)
-                slot.index = hole
+                lane.move(slot, min(lane.free), length)
                 owners.insert(0, (slot, length))
 
     def _grow(self, lane: Lane) -> bool:
@@ -185,9 +199,13 @@ class KVPool:
         return False
 
     def _shrink(self, lane: Lane) -> None:
-        top = max((i for i in range(lane.slots) if i not in lane.free), default=-1) + 1
-        if top < lane.slots:
-            lane.resize(top)
+        """Give back all free slots: the rows above them move down, else one row at the top would keep them all."""
+        for index in sorted(lane.owners, reverse=True):
+            if index < lane.used:
+                break
+            lane.move(lane.owners[index], min(lane.free), lane.capacity)
+        if lane.free:
+            lane.resize(lane.used)
 
     def _fits(self, lane: Lane, slots: int) -> bool:
         return self.allocated_bytes + (slots - lane.slots) * lane.capacity * self.bytes_per_token <= self.max_bytes
@@ -197,5 +215,6 @@ class KVPool:
         assert self.allocated_bytes <= self.max_bytes
         for capacity, lane in self.lanes.items():
             assert lane.capacity == capacity
-            assert all(0 <= i < lane.slots for i in lane.free)
+            assert lane.free | set(lane.owners) == set(range(lane.slots)) and not lane.free & set(lane.owners)
+            assert all(s.lane is lane and s.index == i for i, s in lane.owners.items())
             assert all(layer.keys.shape[0] == lane.slots for layer in lane.layers)

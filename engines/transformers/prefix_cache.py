@@ -76,7 +76,7 @@ class PrefixCache:
             key = (parent, tuple(tokens[number * BLOCK : (number + 1) * BLOCK]))
             block = self._blocks.get(key)
             if block is None:
-                index = self._take({b.index for b in chain})
+                index = self._take(chain[-1] if chain else None)
                 if index is None:
                     break
                 block = _Block(index, key)
@@ -100,14 +100,15 @@ class PrefixCache:
                 piece = source[slot.index, :, first * BLOCK : (first + count) * BLOCK]
                 target[index] = piece.reshape(heads, count, BLOCK, dim).transpose(0, 1)
 
-    def _take(self, keep: set[int]) -> int | None:
+    def _take(self, keep: _Block | None) -> int | None:
+        """A free block's index, evicting the least recently used leaf but `keep`; None if there is none."""
         if self._free:
             return self._free.pop()
         if self._keys[0].shape[0] < self.max_blocks:
             self._grow()
             return self._free.pop()
         for key, block in self._blocks.items():
-            if block.children == 0 and block.index not in keep:
+            if block.children == 0 and block is not keep:
                 self._evict(key)
                 return self._free.pop()
         return None

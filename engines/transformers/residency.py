@@ -60,10 +60,20 @@ class AdapterResidency:
 
     def request(self, digest: str, path: Path) -> None:
         """Bring an adapter to host memory, if it isn't there or on its way."""
-        if digest in self._device or digest in self._host or digest in self._loading:
+        resident = self._device.get(digest)
+        if resident is not None:
+            resident.retired = False
+        if resident is not None or digest in self._host or digest in self._loading:
             return
         self._loading.add(digest)
         self._jobs.put((digest, path))
+
+    def is_loading(self, digest: str) -> bool:
+        return digest in self._loading
+
+    def waits_for_slot(self, digest: str) -> bool:
+        """Whether only a device slot is missing."""
+        return digest in self._host and digest not in self._device
 
     def collect(self) -> list[tuple[str, TuneloopError | None]]:
         """Take what the loader has finished: (digest, None) for ready ones, (digest, error) for refused ones."""
@@ -95,7 +105,6 @@ class AdapterResidency:
                 return None
         self._device.move_to_end(digest)
         resident.users += 1
-        resident.retired = False
         return resident.slot
 
     def release(self, digest: str) -> None:

@@ -33,6 +33,8 @@ class Row:
     slot: Slot | None = None
     adapter_slot: AdapterSlot | None = None
     computed: int = 0
+    proven: int = 0  # tokens whose KV is known to be finite
+    passed: int = 0  # later rows that started while this one waited for a device slot
     cached: int = 0  # prompt tokens that came from the prefix cache
     started: bool = False  # it has run before (a preempted row goes first again)
     prompt_logprobs: list[TokenLogprob | None] = field(default_factory=lambda: [None])

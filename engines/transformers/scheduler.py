@@ -24,6 +24,7 @@ class SchedulerLimits:
     max_waiting: int
     min_chunk: int = 32  # prompt tokens that a step takes at least, however slow the machine
     step_seconds: float = 0.25  # what prompt chunks may add to a step while rows decode
+    max_passed: int = 64  # rows with adapters that may overtake one that waits for a device slot
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +55,8 @@ class Scheduler:
         if longest > self.pool.max_tokens_per_row:
             raise ContextTooLong(
                 f"The prompt has {rows[0].prompt_length} tokens and max_tokens is {rows[0].params.max_tokens}, "
-                f"but this model's context holds {self.pool.max_tokens_per_row} tokens. Shorten the prompt or lower max_tokens.",
+                f"but this model's context holds {self.pool.max_tokens_per_row} tokens. "
+                "Shorten the prompt or lower max_tokens.",
                 param="messages",
             )
         if len(self.waiting) + len(rows) > self.limits.max_waiting:
@@ -79,22 +81,22 @@ class Scheduler:
         self.running.remove(row)
         self._give_up_slot(row)
 
-    def poison(self, row: Row, error: TuneloopError) -> None:
-        """Fail a row whose numbers went wrong, and clean its slot: its KV must reach no cache and no other row."""
-        assert row.slot is not None
-        row.slot.lane.clear(row.slot.index)
-        row.computed = 0
-        self._fail(row, error)
+    def fail(self, row: Row, error: TuneloopError) -> None:
+        """End a row's request: without this row its others would compute for nobody."""
+        self.abort(row.request_id)
+        self.on_failure(row, error)
 
     def expire(self) -> None:
         """Fail the rows whose deadline has passed."""
         now = time.monotonic()
-        for row in [r for r in (*self.waiting, *self.running) if r.deadline is not None and r.deadline <= now]:
-            self._fail(row, DeadlineExceeded("The request's time was up before it finished. Ask for fewer tokens."))
+        late = {r.request_id: r for r in (*self.waiting, *self.running) if r.deadline is not None and r.deadline <= now}
+        for row in late.values():
+            self.fail(row, DeadlineExceeded("The request's time was up before it finished. Ask for fewer tokens."))
 
     def fail_adapter(self, digest: str, error: TuneloopError) -> None:
-        for row in [r for r in self.waiting if r.adapter == digest]:
-            self._fail(row, error)
+        """Fail the requests that wait for an adapter which cannot be loaded."""
+        for row in {r.request_id: r for r in self.waiting if r.adapter == digest}.values():
+            self.fail(row, error)
 
     def plan(self) -> list[Work]:
         """The next step's work; empty when nothing can run now."""
@@ -111,19 +113,29 @@ class Scheduler:
         return work
 
     def computed(self, work: Iterable[Work], seconds: float) -> None:
-        """Note that a step's tokens have their KV; keep finished prompts in the prefix cache; learn the speed."""
+        """Note that a step's tokens have their KV, and learn the speed."""
         prompt_tokens = 0
         for item in work:
-            row = item.row
-            before = row.computed
-            row.computed += item.count
+            item.row.computed += item.count
             prompt_tokens += item.count if item.count > 1 else 0
-            if before < row.prompt_length <= row.computed and row.slot is not None and not row.wants_prompt_logprobs:
-                self.prefix.store(row.root(), row.tokens[: row.prompt_length], row.slot)
         if prompt_tokens >= self.limits.min_chunk:
             measured = seconds / prompt_tokens
             old = self.seconds_per_prompt_token or measured
             self.seconds_per_prompt_token = 0.7 * old + 0.3 * measured
+
+    def prove(self, row: Row) -> bool:
+        """After finite logits of a row's last token: whether all of its KV is finite. Keeps a finished prompt's KV.
+
+        Logits prove the KV of the token that they come from, as it attends to itself. Earlier tokens of a chunk may
+        lie outside a sliding window, so they are looked at: what is masked still takes part in products.
+        """
+        assert row.slot is not None
+        if row.computed - row.proven > 1 and not row.slot.lane.finite(row.slot.index, row.proven, row.computed):
+            return False
+        row.proven = row.computed
+        if row.given == 0:
+            self.prefix.store(row.root(), row.tokens, row.slot)
+        return True
 
     def _prompt_budget(self, decoding: int) -> int:
         if decoding == 0 or self.seconds_per_prompt_token == 0.0:
@@ -142,6 +154,7 @@ class Scheduler:
         return budget
 
     def _admit(self, work: list[Work], budget: int) -> None:
+        passed: Row | None = None  # the first row that waits for a device slot
         for row in sorted(self.waiting, key=lambda r: r.order):
             if budget <= 0 or len(self.running) >= self.limits.max_rows:
                 break
@@ -151,10 +164,16 @@ class Scheduler:
                 and not self._forkable(row.leader)
             ):
                 continue  # its prompt is being prefilled once, by the leader
+            if row.adapter is not None and passed is not None and passed.passed >= self.limits.max_passed:
+                continue  # the adapters in use would be used for ever
+            if not self._claim_adapter(row):
+                if passed is None and row.adapter is not None and self.adapters.waits_for_slot(row.adapter):
+                    passed = row
+                continue
             if not self._start(row):
-                if row.slot is None and row.adapter_slot is None and row.adapter is not None:
-                    continue  # only its adapter is missing
                 break  # the pool is full: later rows must not starve this one
+            if passed is not None and row.adapter is not None:
+                passed.passed += 1
             count = min(row.remaining, budget)
             work.append(Work(row, count))
             budget -= count
@@ -163,17 +182,23 @@ class Scheduler:
     def _forkable(leader: Row) -> bool:
         return leader.slot is not None and leader.computed >= leader.prompt_length
 
-    def _start(self, row: Row) -> bool:
-        """Give a waiting row its adapter and its slot, and what is known of its tokens."""
+    def _claim_adapter(self, row: Row) -> bool:
+        if row.adapter is None:
+            return True
+        assert row.adapter_path is not None
+        row.adapter_slot = self.adapters.claim(row.adapter, row.adapter_path)
+        return row.adapter_slot is not None
+
+    def _release_adapter(self, row: Row) -> None:
         if row.adapter is not None:
-            assert row.adapter_path is not None
-            row.adapter_slot = self.adapters.claim(row.adapter, row.adapter_path)
-            if row.adapter_slot is None:
-                return False
+            self.adapters.release(row.adapter)
+            row.adapter_slot = None
+
+    def _start(self, row: Row) -> bool:
+        """Give a waiting row, whose adapter is claimed, its slot and what is known of its tokens."""
         slot = self.pool.allocate(len(row.tokens) + 1)
         if slot is None:
-            if row.adapter is not None:
-                self.adapters.release(row.adapter)
+            self._release_adapter(row)
             return False
         row.slot = slot
         self._reuse(row)
@@ -185,16 +210,17 @@ class Scheduler:
     def _reuse(self, row: Row) -> None:
         """Fill the slot's beginning from the leader's slot or the prefix cache; one token is left to compute."""
         assert row.slot is not None
-        row.computed = 0
+        row.computed = row.proven = 0
         if row.wants_prompt_logprobs:
             return
         leader = row.leader
         if leader is not None and leader.slot is not None and self._forkable(leader) and row.given == 0:
-            row.computed = row.prompt_length - 1
+            row.computed = row.proven = row.prompt_length - 1
             row.slot.lane.copy(leader.slot, row.slot.index, row.computed)
             return
         limit = len(row.tokens) - 1
         row.computed = self.prefix.restore(self.prefix.match(row.root(), row.tokens, limit), row.slot)
+        row.proven = row.computed
         if row.given == 0:
             row.cached = row.computed
             self.prefix_queries += row.prompt_length
@@ -214,22 +240,20 @@ class Scheduler:
         self.preemptions += 1
         self.running.remove(row)
         self._give_up_slot(row)
-        row.computed = 0
+        row.computed = row.proven = 0
         self.waiting.append(row)
 
     def _give_up_slot(self, row: Row) -> None:
+        """Keep a leaving row's KV. What no logits have proven is looked at, so that no NaN reaches another row."""
         assert row.slot is not None
-        if not row.wants_prompt_logprobs:
+        lane, index = row.slot.lane, row.slot.index
+        if row.computed == row.proven or lane.finite(index, row.proven, row.computed):
             self.prefix.store(row.root(), row.tokens[: row.computed], row.slot)
+        else:
+            lane.clear(index)
         self.pool.release(row.slot)
         row.slot = None
-        if row.adapter is not None:
-            self.adapters.release(row.adapter)
-            row.adapter_slot = None
-
-    def _fail(self, row: Row, error: TuneloopError) -> None:
-        self.remove(row)
-        self.on_failure(row, error)
+        self._release_adapter(row)
 
     def check_integrity(self) -> None:
         """Assert the invariants that tests and idle time rely on."""
