@@ -19,6 +19,7 @@ from .settings import Settings
 
 PREFIX = "TUNELOOP_"
 CONFIG_VARIABLE = "TUNELOOP_CONFIG"
+CLIENT_VARIABLES = frozenset({"TUNELOOP_URL"})  # what the CLI reads to find a server; they set nothing here
 
 # Kubernetes sets these in every pod beside a Service that is named `tuneloop`. They are not meant for us.
 _SERVICE_LINK = re.compile(r"TUNELOOP_(SERVICE_HOST|SERVICE_PORT(_\w+)?|PORT_\d+_(TCP|UDP|SCTP)(_\w+)?)$")
@@ -68,7 +69,9 @@ def _read_environment(environ: Mapping[str, str]) -> dict[str, str]:
     """Our variables by field name. An empty one counts as not set, as charts and compose files leave them."""
     found = {}
     for name, value in environ.items():
-        if not name.startswith(PREFIX) or name == CONFIG_VARIABLE or not value or _SERVICE_LINK.match(name):
+        if not name.startswith(PREFIX) or name == CONFIG_VARIABLE or name in CLIENT_VARIABLES or not value:
+            continue
+        if _SERVICE_LINK.match(name):
             continue
         if name == "TUNELOOP_PORT" and value.startswith("tcp://"):  # a Kubernetes service link too
             continue

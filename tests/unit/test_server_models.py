@@ -7,6 +7,7 @@ import httpx2
 import pytest
 from openai import AsyncOpenAI
 from prometheus_client.parser import text_string_to_metric_families
+from structlog.testing import capture_logs
 from tuneloop.engines.fake import FakeConfig
 from tuneloop.storage.errors import InvalidInput
 
@@ -135,6 +136,19 @@ async def test_cors_is_off_until_asked_for(app_factory: AppFactory) -> None:
         assert preflight.headers["access-control-allow-origin"] == "https://page.example"
         refused = await running.client.get("/v1/models", headers=origin)
         assert (refused.status_code, "access-control-allow-origin" in refused.headers) == (401, True)
+
+
+@pytest.mark.parametrize(
+    ("settings", "warns"),
+    [({}, False), ({"host": "0.0.0.0"}, True), ({"host": "0.0.0.0", "api_key": "k"}, False)],
+)
+async def test_an_open_server_beyond_loopback_warns(
+    app_factory: AppFactory, settings: dict[str, Any], warns: bool
+) -> None:
+    with capture_logs() as logs:
+        async with app_factory(**settings):
+            pass
+    assert any("tuneloop keys create" in line["event"] for line in logs) is warns
 
 
 async def test_pages_of_other_sites_change_nothing(app_factory: AppFactory) -> None:

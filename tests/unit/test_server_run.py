@@ -130,6 +130,28 @@ def test_an_idle_server_ends_at_once(patient: Child) -> None:
     assert patient.process.returncode == 0
 
 
+def test_a_killed_upload_leaves_nothing_behind(tmp_path: Path) -> None:
+    child = start(tmp_path, 0)
+    child.wait_ready()
+    head = b'--b\r\nContent-Disposition: form-data; name="file"; filename="a.zip"\r\n\r\n' + bytes(2 * 1024**2)
+    request = b"POST /v1/adapters HTTP/1.1\r\nHost: x\r\nContent-Type: multipart/form-data; boundary=b\r\n"
+    with socket.create_connection(("127.0.0.1", child.client.base_url.port or 0)) as connection:
+        connection.sendall(request + b"Content-Length: 9000000\r\n\r\n" + head)
+        while not any(part.stat().st_size for part in (tmp_path / "home").rglob("part-*")):
+            time.sleep(0.02)
+        child.process.kill()
+        child.process.communicate()
+    child.client.close()
+    again = start(tmp_path, 0)
+    with again.client:
+        again.wait_ready()
+        assert not list((tmp_path / "home").rglob("part-*"))
+        assert again.client.get("/v1/adapters").json()["data"] == []
+        again.process.send_signal(signal.SIGTERM)
+        again.lines()
+    assert again.process.returncode == 0
+
+
 def test_a_port_that_is_taken_is_said_before_anything_loads(tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

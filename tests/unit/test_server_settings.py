@@ -50,6 +50,15 @@ def test_sizes_lists_and_folders_are_read_from_text() -> None:
     assert settings.cors_origins == ()
 
 
+def test_zero_seconds_means_no_timeout() -> None:
+    assert load_settings(environ={"TUNELOOP_REQUEST_TIMEOUT_SECONDS": "0"}).request_timeout_seconds is None
+    assert load_settings(environ={}).request_timeout_seconds == 600
+
+
+def test_variables_of_the_client_are_not_ours() -> None:
+    assert load_settings(environ={"TUNELOOP_URL": "http://elsewhere:8000"}) == Settings()
+
+
 def test_kubernetes_service_links_are_not_ours() -> None:
     environ = {
         "TUNELOOP_PORT": "tcp://10.0.0.1:8000",
