@@ -1,1 +1,1 @@
-"""The HTTP surface and the command line. `app.create_app` builds the server; importing this package imports nothing heavy."""
+"""The HTTP surface and the command line. `app.create_app` builds the server; this import alone is light."""
