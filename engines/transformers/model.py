@@ -73,7 +73,7 @@ def load_model(path: Path, config: TransformersConfig) -> LoadedModel:
     device = choose_device(config.device)
     try:
         hf = AutoConfig.from_pretrained(path, trust_remote_code=config.trust_remote_code)
-    except (ValueError, OSError) as error:
+    except Exception as error:  # its validators raise classes of their own
         raise InvalidInput(f"'{path}' is not a model that transformers knows: {error}", param="model") from error
     text = hf.get_text_config()
     checkpoint = getattr(hf, "dtype", None) or torch.float32
@@ -88,6 +88,12 @@ def load_model(path: Path, config: TransformersConfig) -> LoadedModel:
             continue
         probe = torch.arange(_PROBE, device=device) * 7 % text.vocab_size
         expected, shapes = _reference(model, probe)
+        if not bool(torch.isfinite(expected).all()):
+            raise InvalidInput(
+                f"The model at '{path}' answers with numbers that are not finite in {dtype}: its weights are broken, "
+                "or overflow in this dtype. Fetch it again, or start with dtype=float32.",
+                param="model",
+            )
         surgeon = Surgeon(kernel, dtype, device, fuse=attempt == "flat", head=_head_name(model))
         surgeon.operate(model)
         executor = _executor(attempt, model, text)
@@ -115,15 +121,22 @@ def load_model(path: Path, config: TransformersConfig) -> LoadedModel:
 
 def _read(path: Path, config: TransformersConfig, dtype: torch.dtype, device: torch.device) -> Any:
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model, report = AutoModelForCausalLM.from_pretrained(
             path,
+            output_loading_info=True,
             dtype=dtype,
             trust_remote_code=config.trust_remote_code,
             attn_implementation=None,
             use_safetensors=True,
         )
-    except (ValueError, OSError, ImportError, KeyError) as error:
+    except Exception as error:  # safetensors, model code and transformers raise classes of their own
         raise InvalidInput(f"The model at '{path}' cannot be loaded: {error}", param="model") from error
+    if missing := sorted(report["missing_keys"]):  # transformers fills them with random numbers
+        raise InvalidInput(
+            f"The checkpoint at '{path}' lacks {len(missing)} weights of its model, {missing[0]} among them. "
+            "Fetch it again, or save it with all of its weights.",
+            param="model",
+        )
     return model.eval().requires_grad_(False).to(device)
 
 
@@ -207,11 +220,15 @@ def _bits_per_weight(hf: Any, checkpoint: torch.dtype) -> float:
 
 def _max_len(text: Any, config: TransformersConfig) -> int:
     trained = int(getattr(text, "max_position_embeddings", None) or getattr(text, "seq_length", None) or 2048)
+    if _length_dependent_rope(text):  # past the first length all earlier keys would have to be turned again
+        rope = getattr(text, "rope_parameters", None) or {}
+        first = rope.get("original_max_position_embeddings") or getattr(text, "original_max_position_embeddings", None)
+        trained = min(trained, int(first or trained))
     if config.max_model_len is None:
         return trained
     if config.max_model_len > trained:
         raise InvalidInput(
-            f"max_model_len={config.max_model_len} is over the {trained} positions that the model was trained for.",
+            f"max_model_len={config.max_model_len} is over the {trained} positions that it can be served with.",
             param="max_model_len",
         )
     return config.max_model_len
