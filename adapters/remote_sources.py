@@ -111,13 +111,18 @@ def _hub_errors() -> Any:
 
 
 def _missing_in_hub(repository: str, revision: str | None, name: str, token: str | None) -> TuneloopError:
-    from huggingface_hub import file_exists
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
 
-    if name == WEIGHTS_NAME and file_exists(repository, "adapter_model.bin", revision=revision, token=token or False):
-        return refuse_pickle("adapter_model.bin")
-    return NotFound(
+    missing = NotFound(
         f"source hf:{repository} has no {name}; an adapter needs {CONFIG_NAME} and {WEIGHTS_NAME}.", param="source"
     )
+    if name != WEIGHTS_NAME:
+        return missing
+    try:
+        get_hf_file_metadata(hf_hub_url(repository, "adapter_model.bin", revision=revision), token=token or False)
+    except _hub_errors().RemoteEntryNotFoundError:
+        return missing
+    return refuse_pickle("adapter_model.bin")
 
 
 @contextmanager
