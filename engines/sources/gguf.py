@@ -4,8 +4,9 @@ The weights are dequantised. They are stored in 16 bits unless the file itself h
 float16: a quantised GGUF's scales are float16, so nothing that the file knew is lost.
 """
 
+import functools
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ...storage.errors import InvalidInput, NotFound
 from .base import FetchContext, FetchProgress, ModelSource
@@ -51,26 +52,32 @@ def convert_gguf(file: Path, dest: Path, context: FetchContext) -> Path:
         if stream.read(4) != _MAGIC:
             raise InvalidInput(f"{file} is not a GGUF file: it does not begin with 'GGUF'.", param="source")
     context.progress(FetchProgress(message=f"Converting {file.name} to safetensors (once)"))
+    import gguf
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
+    # transformers reads the whole header anew for the configuration, the weights and the tokenizer, and makes the map
+    # of tensor names anew for each module: remembering both saves half of the time.
+    gguf.GGUFReader = functools.cache(gguf.GGUFReader)
+    gguf.get_tensor_name_map = functools.cache(gguf.get_tensor_name_map)
     model = AutoModelForCausalLM.from_pretrained(
         file.parent, gguf_file=file.name, quantization_config=GgufConfig(dequantize=True), dtype="float32"
     )
     tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-    model.to(_stored_dtype(file, model))
+    model.to(_stored_dtype(gguf.GGUFReader(str(file)), model))
     model.save_pretrained(dest)
     tokenizer.save_pretrained(dest)
     return dest
 
 
-def _stored_dtype(file: Path, model: "torch.nn.Module") -> "torch.dtype":
+def _stored_dtype(reader: Any, model: "torch.nn.Module") -> "torch.dtype":
     import torch
-    from gguf import GGMLQuantizationType, GGUFReader
+    from gguf import GGMLQuantizationType
 
-    kinds = {tensor.tensor_type for tensor in GGUFReader(file).tensors if len(tensor.shape) > 1}
+    kinds = {tensor.tensor_type for tensor in reader.tensors if len(tensor.shape) > 1}
     if kinds == {GGMLQuantizationType.BF16}:
         return torch.bfloat16
-    largest = max(float(parameter.detach().abs().max()) for parameter in model.parameters())
-    if GGMLQuantizationType.F32 in kinds or largest > torch.finfo(torch.float16).max:
+    if GGMLQuantizationType.F32 in kinds:
         return torch.float32
-    return torch.float16
+    limit = torch.finfo(torch.float16).max
+    extremes = (torch.aminmax(parameter.detach()) for parameter in model.parameters())
+    return torch.float16 if all(-limit <= low and high <= limit for low, high in extremes) else torch.float32

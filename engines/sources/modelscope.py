@@ -50,7 +50,7 @@ def load_sdk() -> Sdk:
         from modelscope.hub.errors import HubError
     except ImportError as error:
         raise InvalidInput(
-            "ModelScope sources need its SDK: pip install 'tuneloop[modelscope]'.", param="source"
+            f"ModelScope sources need its SDK: pip install 'tuneloop[modelscope]' ({error}).", param="source"
         ) from error
     return Sdk(download=snapshot_download, errors=(HubError, ValueError, OSError))
 
