@@ -3,6 +3,7 @@
 An event stream that has begun can no longer change its status, so its errors travel as an `error` event.
 """
 
+import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 from typing import Any
@@ -13,6 +14,7 @@ from sse_starlette import EventSourceResponse
 from sse_starlette.sse import AppStatus
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Message
 
 from ..storage.errors import TuneloopError
 from .disconnect import CLIENT_GONE, ClientGoneError, until_disconnect
@@ -56,14 +58,25 @@ async def sse_response(request: Request, events: AsyncGenerator[bytes, None]) ->
         if isinstance(error, ClientGoneError):
             return CLIENT_GONE
         raise
-    return EventSourceResponse(_from_first(first, events), ping=PING_SECONDS, sep="\n")
+    left = asyncio.Event()
+
+    async def on_leave(_message: Message) -> None:
+        left.set()
+
+    return EventSourceResponse(
+        _until_left(first, events, left), ping=PING_SECONDS, sep="\n", client_close_handler_callable=on_leave
+    )
 
 
-async def _from_first(first: bytes, events: AsyncGenerator[bytes, None]) -> AsyncIterator[bytes]:
+async def _until_left(first: bytes, events: AsyncGenerator[bytes, None], left: asyncio.Event) -> AsyncIterator[bytes]:
     async with aclosing(events):
         try:
             yield first
             async for event in events:
+                # sse-starlette cancels this generator when the client leaves, but by a cancellation that waits until
+                # the generator waits: a source that always has the next event ready would never notice.
+                if left.is_set():
+                    return
                 yield event
         except TuneloopError as error:
             log.warning("stream failed", error=error.message, code=error.code)

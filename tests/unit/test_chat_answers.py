@@ -2,7 +2,7 @@
 
 from typing import Any
 
-import httpx
+import httpx2  # the HTTP client that the official SDK brings
 import pytest
 from openai import AsyncOpenAI
 from tuneloop.engines.base import SamplingParams
@@ -254,5 +254,5 @@ async def detokenize(running: Running) -> str:
 
 @pytest.fixture
 def official(running: Running) -> AsyncOpenAI:
-    client = httpx.AsyncClient(transport=httpx.ASGITransport(running.app))
+    client = httpx2.AsyncClient(transport=httpx2.ASGITransport(running.app))
     return AsyncOpenAI(base_url="http://test/v1", api_key="none", http_client=client, max_retries=0)

@@ -3,7 +3,7 @@
 import json
 from typing import Any
 
-import httpx
+import httpx2  # the HTTP client that the official SDK brings
 import openai
 import pytest
 from openai import AsyncOpenAI
@@ -124,7 +124,7 @@ async def test_an_error_in_the_middle_is_an_event_and_the_end(running: Running) 
 
 
 async def test_the_official_sdk_reads_it(running: Running) -> None:
-    http = httpx.AsyncClient(transport=httpx.ASGITransport(running.app))
+    http = httpx2.AsyncClient(transport=httpx2.ASGITransport(running.app))
     client = AsyncOpenAI(base_url="http://test/v1", api_key="none", http_client=http, max_retries=0)
     stream = await client.chat.completions.create(
         model=BASE,
