@@ -13,9 +13,7 @@ if TYPE_CHECKING:
 
 
 def pull(
-    models: Annotated[
-        list[str], typer.Argument(metavar="MODEL", help="Sources, or name=source.", show_default=False)
-    ],
+    models: Annotated[list[str], typer.Argument(metavar="MODEL", help="Sources, or name=source.", show_default=False)],
     refresh: Annotated[bool, typer.Option("--refresh", help="Ask the source again even if the model is here.")] = False,
     home: Home = None,
     config: Config = None,
