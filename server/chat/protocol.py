@@ -21,6 +21,7 @@ _CHAT_REFUSALS: Refusals = {
     "moderation": (),
     "parallel_tool_calls": (True,),
     "prediction": (),
+    "prompt_cache_options": (),
     "prompt_cache_retention": ("in_memory", "in-memory"),
     "reasoning_effort": ("none",),
     "return_prompt_text": (False,),

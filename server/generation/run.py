@@ -81,6 +81,7 @@ class Generation:
         while self._queue or self._open_pumps:
             if not self._queue:
                 await self._wait()
+                continue
             batch, self._queue = self._queue, []
             if len(batch) > 1:
                 batch = _merge(batch)
