@@ -1,7 +1,7 @@
 """The Engine contract: token ids and adapters in, token chunks out. It knows nothing of HTTP, users or chat roles.
 
 One engine serves one base model with any number of LoRA adapters. Implementations: `transformers/` (our own worker
-process) and `fake.py` (scripted, for fast tests). All methods are called from the server's event loop and never block it.
+process) and `fake.py` (scripted, for fast tests). All methods are called from the event loop and never block it.
 """
 
 from abc import ABC, abstractmethod
@@ -45,7 +45,7 @@ class SamplingParams:
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateRequest:
-    """One prompt for one engine. `deadline` is a `time.monotonic()` value; past it the rows end with DeadlineExceeded."""
+    """One prompt. `deadline` is a `time.monotonic()` value; past it the rows end with DeadlineExceeded."""
 
     request_id: str
     prompt_token_ids: Sequence[int]
@@ -83,6 +83,7 @@ class Chunk:
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None  # the stop token id or stop string; None for EOS
     cached_tokens: int = 0  # prompt tokens that came from the prefix cache (first chunk only)
+    queue_seconds: float | None = None  # from arrival until a row was first taken up (first chunk only)
     prompt_logprobs: list[TokenLogprob | None] | None = None
 
 
@@ -138,7 +139,12 @@ class Engine(ABC):
 
     @property
     @abstractmethod
-    def alive(self) -> bool: ...
+    def death(self) -> str | None:
+        """Why the engine does not run (it died, was closed, or was never started); None while it does."""
+
+    @property
+    def alive(self) -> bool:
+        return self.death is None
 
     @abstractmethod
     def generate(self, request: GenerateRequest) -> AsyncIterator[Chunk]:
@@ -157,6 +163,13 @@ class Engine(ABC):
     @abstractmethod
     async def unload_adapter(self, digest: str) -> None:
         """Forget a version: its weights leave memory when its last running request ends. Unknown digests are safe."""
+
+    @abstractmethod
+    async def keep_adapters(self, versions: Sequence[AdapterVersion]) -> None:
+        """Load these versions and keep them in memory until the next call says otherwise; it replaces the last one.
+
+        Kept ones leave device slots only when every slot is kept and another adapter is asked for.
+        """
 
     @abstractmethod
     def stats(self) -> EngineStats:

@@ -6,7 +6,7 @@ cancellation, adapters and failures can be tested without a worker process.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -70,6 +70,7 @@ class FakeEngine(Engine):
         self._config = config or FakeConfig()
         self._info: EngineInfo | None = None
         self._death: str | None = None
+        self.kept: list[str] = []  # digests of the last `keep_adapters`
         self._planned: list[tuple[TuneloopError, int]] = []
         self._slots = asyncio.Semaphore(self._config.max_num_seqs)
         self._go = asyncio.Event()
@@ -107,8 +108,8 @@ class FakeEngine(Engine):
         return self._info
 
     @property
-    def alive(self) -> bool:
-        return self._info is not None and self._death is None
+    def death(self) -> str | None:
+        return "it was not started" if self._info is None else self._death
 
     def die(self, reason: str = "the fake worker was killed") -> None:
         """Fail every request in flight and every later call with Unavailable."""
@@ -184,6 +185,12 @@ class FakeEngine(Engine):
     async def unload_adapter(self, digest: str) -> None:
         self._check_alive()
         self.resident.pop(digest, None)
+
+    async def keep_adapters(self, versions: Sequence[AdapterVersion]) -> None:
+        self._check_alive()
+        self.kept = [v.digest for v in versions]
+        for version in versions:
+            await self.load_adapter(version)
 
     def stats(self) -> EngineStats:
         return EngineStats(

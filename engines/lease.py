@@ -1,12 +1,12 @@
 """What the registry hands out: leases of loaded models, and statuses of all of them. Plain data, no behaviour."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, Protocol
 
-from ..adapters.base import AdapterVersion
+from ..adapters.base import Adapter, AdapterVersion
 from ..adapters.events import AdapterEvent
 from .base import Engine, EngineInfo, EngineStats
 from .tokenizer import ChatTokenizer
@@ -77,6 +77,10 @@ class Adapters(Protocol):
     """What the registry needs of the adapter store."""
 
     def known(self, name: str) -> bool: ...
+
+    def get(self, name: str) -> Adapter: ...
+
+    def list(self, *, base: str | None = None) -> Sequence[Adapter]: ...
 
     def resolve(self, ref: str, *, draw: float | None = None) -> AdapterVersion: ...
 

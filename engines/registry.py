@@ -6,15 +6,16 @@ It knows no tokens, no HTTP and no users.
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from typing import Any
 
 import structlog
 
 from ..adapters.base import AdapterVersion, ModuleShape
 from ..adapters.events import AdapterEvent
-from ..storage.errors import NotFound, Unavailable
+from ..storage.errors import NotFound, TuneloopError, Unavailable
 from .budget import MemoryBudget
 from .catalog import ModelCatalog
 from .lease import (
@@ -80,7 +81,7 @@ class ModelRegistry:
             idle_seconds=limits.idle_seconds,
             clock=clock,
         )
-        self._retiring: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
 
     async def start(self, preload: Sequence[str]) -> None:
@@ -104,7 +105,7 @@ class ModelRegistry:
         """Unload everything for good; requests still in flight end with Unavailable. Safe to repeat."""
         self._closed = True
         await self._supervisor.close()
-        await asyncio.gather(*(slot.close() for slot in self._slots.values()), *self._retiring)
+        await asyncio.gather(*(slot.close() for slot in self._slots.values()), *self._tasks)
 
     @asynccontextmanager
     async def lease(self, ref: str) -> AsyncIterator[ModelLease]:
@@ -233,23 +234,51 @@ class ModelRegistry:
         self._catalog.get(name)
         if name not in self._slots:
             leases = AdapterLeases(self._adapters.referenced)
-            self._slots[name] = ModelSlot(name, self._opener.open, adapters=leases, clock=self._clock)
+            self._slots[name] = ModelSlot(name, self._open, adapters=leases, clock=self._clock)
         return self._slots[name]
 
     def _pinned(self, name: str) -> bool:
         return self._catalog.known(name) and self._catalog.get(name).pinned
 
+    async def _open(self, slot: ModelSlot) -> LoadedModel:
+        model = await self._opener.open(slot)
+        self._keep_pinned(slot.name, model)
+        return model
+
     def _adapter_changed(self, event: AdapterEvent) -> None:
-        for digest in event.released:
-            for slot in self._slots.values():
+        for slot in self._slots.values():
+            if slot.model is not None and self._pins_changed(event):
+                self._keep_pinned(slot.name, slot.model)
+            for digest in event.released:
                 if slot.adapters.release(digest):
                     self._retire(slot, digest)
 
+    def _pins_changed(self, event: AdapterEvent) -> bool:
+        if event.kind in ("pinned", "deleted"):
+            return True
+        return self._adapters.known(event.adapter) and self._adapters.get(event.adapter).pinned
+
+    def _keep_pinned(self, base: str, model: LoadedModel) -> None:
+        """Tell the engine which versions the bare names of pinned adapters mean now."""
+        pinned = [a for a in self._adapters.list(base=base) if a.pinned]
+        versions = [v for a in pinned for v in a.versions if a.default_weights.get(v.version, 0) > 0]
+        self._background(self._keep(model, versions))
+
+    async def _keep(self, model: LoadedModel, versions: Sequence[AdapterVersion]) -> None:
+        try:
+            local = [replace(v, path=await self._adapters.materialise(v)) for v in versions]
+            await model.engine.keep_adapters(local)
+        except TuneloopError as error:  # the request that needs it will hear the reason again
+            log.warning("pinned adapters are not loaded", reason=error.message)
+
     def _retire(self, slot: ModelSlot, digest: str) -> None:
         if slot.model is not None:
-            task = asyncio.create_task(_unload_adapter(slot.model, digest))
-            self._retiring.add(task)
-            task.add_done_callback(self._retiring.discard)
+            self._background(_unload_adapter(slot.model, digest))
+
+    def _background(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
 
 def _lease(ref: str, base: str, model: LoadedModel, adapter: AdapterVersion | None) -> ModelLease:

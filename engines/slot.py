@@ -17,7 +17,6 @@ from .retirement import AdapterLeases
 
 log = structlog.get_logger(__name__)
 
-_DIED = "The model's worker has died."
 
 Open = Callable[["ModelSlot"], Awaitable[LoadedModel]]
 
@@ -60,7 +59,7 @@ class ModelSlot:
         """The state and its reason, without waiting for `check_alive` to notice a death. Callable from any thread."""
         model = self._model
         if model is not None and not model.engine.alive:
-            return "failed", _DIED
+            return "failed", _died(model)
         return self.state, self.reason
 
     @property
@@ -104,7 +103,7 @@ class ModelSlot:
         model = self._model
         if model is None or model.engine.alive:
             return
-        self.state, self.reason = "failed", _DIED
+        self.state, self.reason = "failed", _died(model)
         self.backoff.failed()
         self._begin_close(model, dead=True)
 
@@ -173,21 +172,14 @@ class ModelSlot:
     async def _close(self, model: LoadedModel, dead: bool) -> None:
         try:
             if dead:
-                reason = await _cause_of_death(model)
-                log.error("model died", model=self.name, reason=reason)
-                if self.state == "failed":  # not so when the next load waits for this already
-                    self.reason = reason
+                log.error("model died", model=self.name, reason=model.engine.death)
             await model.engine.close()
         finally:
             self._closing = None
 
 
-async def _cause_of_death(model: LoadedModel) -> str:
-    try:
-        await model.engine.unload_adapter("")  # every call to a dead engine raises with the reason; this one is safe
-    except Unavailable as error:
-        return error.message
-    return _DIED
+def _died(model: LoadedModel) -> str:
+    return f"The model's worker does not run: {model.engine.death}."
 
 
 def _look_at_result(task: "asyncio.Task[LoadedModel] | asyncio.Task[None]") -> None:

@@ -4,13 +4,12 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import msgspec
 import psutil
 import torch
 from torch import Tensor
 
 from ...storage.errors import InvalidInput, TuneloopError, Unavailable
-from ..base import SamplingParams, TokenLogprob
+from ..base import TokenLogprob
 from .batch import ChunkInput, build_batch
 from .config import TransformersConfig
 from .kv import KVPool
@@ -21,6 +20,7 @@ from .protocol import (
     AdapterDone,
     Failed,
     FromWorker,
+    KeepAdapters,
     LoadAdapter,
     Stats,
     StepDone,
@@ -28,14 +28,13 @@ from .protocol import (
     Token,
     ToWorker,
     UnloadAdapter,
-    WireLogprob,
-    WireSampling,
     to_problem,
 )
 from .residency import AdapterResidency
 from .row import Row
 from .sampler import SamplerState, sample, token_logprobs
 from .scheduler import Scheduler, SchedulerLimits, Work
+from .wire import check_submit, sampling_params, wire_logprob
 
 _STATS_SECONDS = 0.5
 _IDLE_SECONDS = 0.5
@@ -101,13 +100,15 @@ class EngineCore:
                 self._announce[message.digest] = Path(message.path)
                 self.scheduler.adapters.request(message.digest, Path(message.path))
                 self._announce_ready()
+            case KeepAdapters():
+                self.scheduler.adapters.keep({digest: Path(path) for digest, path in message.paths.items()})
             case UnloadAdapter():
                 self._announce.pop(message.digest, None)
                 self.scheduler.adapters.forget(message.digest)
 
     def _submit(self, message: Submit) -> None:
         try:
-            _check(message, self._model.vocab_size)
+            check_submit(message, self._model.vocab_size)
             self.scheduler.add(self._rows(message))
         except TuneloopError as error:
             self._send(Failed(message.request_id, to_problem(error)))
@@ -117,7 +118,7 @@ class EngineCore:
         self._arrivals += 1
         rows: list[Row] = []
         for index in range(message.sampling.n):
-            params = _sampling(message.sampling, index)
+            params = sampling_params(message.sampling, index)
             rows.append(
                 Row(
                     request_id=message.request_id,
@@ -196,8 +197,9 @@ class EngineCore:
                     token,
                     finish,
                     row.cached if first else 0,
-                    _wire(logprobs[number]) if number in logprobs else None,
-                    [_wire(p) for p in row.prompt_logprobs]
+                    row.waited if first else None,
+                    wire_logprob(logprobs[number]) if number in logprobs else None,
+                    [wire_logprob(p) for p in row.prompt_logprobs]
                     if first and row.params.prompt_logprobs is not None
                     else None,
                 )
@@ -253,23 +255,6 @@ class EngineCore:
             s.check_integrity()
 
 
-def _check(message: Submit, vocab_size: int) -> None:
-    """Refuse what would index outside the logits, or ends before it begins: one request must not end the worker."""
-    sampling = message.sampling
-    for param, ids in (
-        ("prompt", message.prompt),
-        ("logit_bias", sampling.logit_bias),
-        ("stop_token_ids", sampling.stop_token_ids),
-    ):
-        bad = next((t for t in ids if not 0 <= t < vocab_size), None)
-        if bad is not None:
-            raise InvalidInput(f"Token id {bad} is outside the vocabulary of {vocab_size} tokens.", param=param)
-    if not message.prompt:
-        raise InvalidInput("The prompt has no tokens. Send at least one.", param="prompt")
-    if sampling.max_tokens < 1 or sampling.n < 1:
-        raise InvalidInput("Ask for at least one completion of at least one token.", param="max_tokens")
-
-
 def _input(item: Work) -> ChunkInput:
     row = item.row
     assert row.slot is not None
@@ -300,18 +285,6 @@ def _cache_sizes(model: LoadedModel, config: TransformersConfig) -> tuple[int, i
     if not config.enable_prefix_caching:
         return kv, 0
     return kv, config.prefix_cache_bytes if config.prefix_cache_bytes is not None else min(free // 8, kv)
-
-
-def _sampling(wire: WireSampling, index: int) -> SamplingParams:
-    """The row's own parameters; prompt log-probabilities are told once, by the first row."""
-    fields = msgspec.structs.asdict(wire)
-    fields["stop_token_ids"] = frozenset(wire.stop_token_ids)
-    fields["prompt_logprobs"] = wire.prompt_logprobs if index == 0 else None
-    return SamplingParams(**fields)
-
-
-def _wire(entry: TokenLogprob | None) -> WireLogprob | None:
-    return None if entry is None else WireLogprob(entry.token_id, entry.logprob, entry.rank, list(entry.top))
 
 
 def _not_finite(row: Row) -> TuneloopError:

@@ -5,7 +5,7 @@ here, so that the worker's loop never waits for a character.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from .protocol import (
     AdapterDone,
     Failed,
     FromWorker,
+    KeepAdapters,
     LoadAdapter,
     Problem,
     Ready,
@@ -67,8 +68,8 @@ class TransformersEngine(Engine):
     async def start(self) -> EngineInfo:
         self._death = None
         self._ready = asyncio.get_running_loop().create_future()
-        await self._worker.start(self._path, self._config)
         try:
+            await self._worker.start(self._path, self._config)
             self._info = await self._ready
         except BaseException:
             await self.close()
@@ -82,8 +83,8 @@ class TransformersEngine(Engine):
         return self._info
 
     @property
-    def alive(self) -> bool:
-        return self._death is None
+    def death(self) -> str | None:
+        return self._death
 
     def stats(self) -> EngineStats:
         return self._stats
@@ -135,6 +136,10 @@ class TransformersEngine(Engine):
                 waiter.set_exception(Unavailable("The adapter was unloaded while it was being loaded."))
         self._worker.send(UnloadAdapter(digest))
 
+    async def keep_adapters(self, versions: Sequence[AdapterVersion]) -> None:
+        self._check_alive()
+        self._worker.send(KeepAdapters({v.digest: str(v.path) for v in versions}))
+
     async def close(self) -> None:
         self._die("it was stopped")
         await self._worker.close()
@@ -182,6 +187,7 @@ class TransformersEngine(Engine):
             finish_reason=finish,
             stop_reason=stop_reason,
             cached_tokens=token.cached,
+            queue_seconds=token.waited,
             prompt_logprobs=prompt_logprobs(token, sampling),
         )
 

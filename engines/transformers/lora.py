@@ -6,18 +6,16 @@ into B. R is the rank padded to a power of two times the number of parts of that
 Sources: LoRA arXiv:2106.09685, rsLoRA arXiv:2312.03732, DoRA arXiv:2402.09353; PEFT's file format and pattern rules.
 """
 
-import json
-import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from ...adapters.base import AdapterLimits
+from ...adapters.peft_config import LoraSettings, read_settings
 from ...storage.errors import InvalidInput
 from .linear import AdaptedLinear
 
@@ -50,21 +48,12 @@ def rank_class(rank: int) -> int:
     return max(8, 1 << (rank - 1).bit_length())
 
 
-def _pattern_value(pattern: Mapping[str, Any], module: str, default: float) -> float:
-    """PEFT's rule: the first key that matches the whole module name or its end after a dot."""
-    for key, value in pattern.items():
-        if re.match(rf"(.*\.)?({key})$", module):
-            return float(value)
-    return default
-
-
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    config = json.loads((path / "adapter_config.json").read_text("utf-8"))
+def _read(path: Path) -> dict[str, Tensor]:
     tensors: dict[str, Tensor] = {}
     with safe_open(path / "adapter_model.safetensors", framework="pt") as file:
         for key in file.keys():  # noqa: SIM118 - safe_open is not a mapping
             tensors[key] = file.get_tensor(key).float()
-    return config, tensors
+    return tensors
 
 
 def prepare(
@@ -74,7 +63,8 @@ def prepare(
 
     Raises InvalidInput for what validation cannot have let through for this base model (an adapter of another base).
     """
-    config, tensors = _read(path)
+    settings = read_settings(path, AdapterLimits(max_rank=max_rank))
+    tensors = _read(path)
     by_linear: dict[str, dict[int, str]] = {}
     for key in tensors:
         if not key.endswith(".lora_A.weight"):
@@ -94,7 +84,7 @@ def prepare(
     by_name = {linear.name: linear for linear, _ in modules.values()}
     prepared: dict[str, PreparedLinear] = {}
     for name, parts in by_linear.items():
-        prepared[name] = _prepare_linear(by_name[name], parts, config, tensors, padded)
+        prepared[name] = _prepare_linear(by_name[name], parts, settings, tensors, padded)
     size = sum(p.a.nbytes + p.b.nbytes for p in prepared.values())
     return PreparedAdapter(digest, padded, prepared, size)
 
@@ -102,7 +92,7 @@ def prepare(
 def _prepare_linear(
     linear: AdaptedLinear,
     parts: Mapping[int, str],
-    config: Mapping[str, Any],
+    settings: LoraSettings,
     tensors: Mapping[str, Tensor],
     padded: int,
 ) -> PreparedLinear:
@@ -114,9 +104,7 @@ def _prepare_linear(
         a_part = tensors[f"{_PREFIX}{module}.lora_A.weight"]
         b_part = tensors[f"{_PREFIX}{module}.lora_B.weight"]
         rank = a_part.shape[0]
-        alpha = _pattern_value(config.get("alpha_pattern") or {}, module, float(config["lora_alpha"]))
-        scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
-        b_scaled = b_part * scale
+        b_scaled = b_part * settings.scaling_of(module)
         m = tensors.get(f"{_PREFIX}{module}.lora_magnitude_vector")
         if m is not None:
             base = linear.dense()[start : start + size]

@@ -1,7 +1,7 @@
 """What the server process and an engine worker say to each other: length-prefixed msgpack over a socket pair.
 
-The server says Submit, Abort, LoadAdapter, UnloadAdapter; the worker says Ready or Refused once, then a StepDone
-a step, and Failed, AdapterDone and Stats when there is something to tell. Closing the socket ends the worker.
+The server says Submit, Abort, LoadAdapter, UnloadAdapter, KeepAdapters; the worker says Ready or Refused once, then a
+StepDone a step, and Failed, AdapterDone and Stats when there is something to tell. Closing the socket ends the worker.
 """
 
 import struct
@@ -60,6 +60,10 @@ class UnloadAdapter(msgspec.Struct, frozen=True, tag=True):
     digest: str
 
 
+class KeepAdapters(msgspec.Struct, frozen=True, tag=True):
+    paths: dict[str, str]  # by digest; it replaces the last one
+
+
 class Ready(msgspec.Struct, frozen=True, tag=True):
     max_model_len: int
     vocab_size: int
@@ -101,6 +105,7 @@ class Token(msgspec.Struct, frozen=True, array_like=True):
     token_id: int
     finish: str | None
     cached: int
+    waited: float | None  # seconds in the queue, with the row's first token
     logprob: WireLogprob | None
     prompt_logprobs: list[WireLogprob | None] | None
 
@@ -135,7 +140,7 @@ class Stats(msgspec.Struct, frozen=True, tag=True):
     rss_bytes: int
 
 
-ToWorker = Submit | Abort | LoadAdapter | UnloadAdapter
+ToWorker = Submit | Abort | LoadAdapter | UnloadAdapter | KeepAdapters
 FromWorker = Ready | Refused | StepDone | Failed | AdapterDone | Stats
 
 _encoder = msgspec.msgpack.Encoder()

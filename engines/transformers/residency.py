@@ -7,7 +7,7 @@ it writes the tensors that the step reads.
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import SimpleQueue
@@ -39,6 +39,7 @@ class AdapterResidency:
     _device: OrderedDict[str, _Resident] = field(default_factory=OrderedDict)  # least recently used first
     _host: OrderedDict[str, PreparedAdapter] = field(default_factory=OrderedDict)
     _loading: set[str] = field(default_factory=set)
+    _kept: frozenset[str] = frozenset()
     _capacity: dict[int, int] = field(default_factory=dict)  # slots reserved, by rank class
     _jobs: "SimpleQueue[tuple[str, Path] | None]" = field(default_factory=SimpleQueue)
     _done: "SimpleQueue[tuple[str, PreparedAdapter | TuneloopError]]" = field(default_factory=SimpleQueue)
@@ -67,6 +68,12 @@ class AdapterResidency:
             return
         self._loading.add(digest)
         self._jobs.put((digest, path))
+
+    def keep(self, paths: Mapping[str, Path]) -> None:
+        """Load these adapters and let the others go before them from now on."""
+        self._kept = frozenset(paths)
+        for digest, path in paths.items():
+            self.request(digest, path)
 
     def is_loading(self, digest: str) -> bool:
         return digest in self._loading
@@ -129,7 +136,8 @@ class AdapterResidency:
 
     def _install(self, digest: str, prepared: PreparedAdapter) -> _Resident | None:
         if len(self._device) >= self.max_slots:
-            idle = next((d for d, r in self._device.items() if r.users == 0), None)
+            unused = [d for d, r in self._device.items() if r.users == 0]
+            idle = next((d for d in unused if d not in self._kept), unused[0] if unused else None)
             if idle is None:
                 return None
             self._evict(idle)
@@ -158,7 +166,7 @@ class AdapterResidency:
         for digest in list(self._host):
             if size <= self.cpu_bytes:
                 return
-            if digest != keep:
+            if digest != keep and digest not in self._kept:
                 size -= self._host.pop(digest).size_bytes
 
     def _load_forever(self) -> None:

@@ -1,5 +1,6 @@
 """One row: a completion being generated, as the scheduler sees it. Token ids and counters, no tensors."""
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,7 +37,8 @@ class Row:
     proven: int = 0  # tokens whose KV is known to be finite
     passed: int = 0  # later rows that started while this one waited for a device slot
     cached: int = 0  # prompt tokens that came from the prefix cache
-    started: bool = False  # it has run before (a preempted row goes first again)
+    queued_at: float = field(default_factory=time.monotonic)
+    started_at: float | None = None  # when it first ran; a preempted row goes before those that never ran
     prompt_logprobs: list[TokenLogprob | None] = field(default_factory=lambda: [None])
 
     @property
@@ -58,11 +60,16 @@ class Row:
     @property
     def order(self) -> tuple[int, bool, int, int]:
         """Lower runs first and is preempted last."""
-        return (self.priority, not self.started, self.arrival, self.index)
+        return (self.priority, self.started_at is None, self.arrival, self.index)
 
     def root(self) -> str:
         """The prefix cache's root: KV depends on the adapter's content, never on its name."""
         return self.adapter or ""
+
+    @property
+    def waited(self) -> float | None:
+        """Seconds from its arrival until it first ran."""
+        return None if self.started_at is None else self.started_at - self.queued_at
 
     def next_tokens(self, count: int) -> Sequence[int]:
         return self.tokens[self.computed : self.computed + count]

@@ -204,7 +204,7 @@ class Scheduler:
         self._reuse(row)
         self.waiting.remove(row)
         self.running.append(row)
-        row.started = True
+        row.started_at = row.started_at or time.monotonic()
         return True
 
     def _reuse(self, row: Row) -> None:

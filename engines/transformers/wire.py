@@ -1,8 +1,11 @@
-"""Engine contract objects to wire messages and back, on the server's side."""
+"""Engine contract objects to wire messages and back: the server's side first, then the worker's."""
 
 import time
 
+import msgspec
+
 from ...adapters.base import ModuleShape
+from ...storage.errors import InvalidInput
 from ..base import EngineInfo, GenerateRequest, SamplingParams, TokenLogprob
 from .protocol import Ready, Submit, Token, WireLogprob, WireSampling
 
@@ -61,3 +64,32 @@ def engine_info(ready: Ready, pid: int) -> EngineInfo:
         load_seconds=ready.load_seconds,
         pid=pid,
     )
+
+
+def check_submit(message: Submit, vocab_size: int) -> None:
+    """Refuse what would index outside the logits, or ends before it begins: one request must not end the worker."""
+    sampling = message.sampling
+    for param, ids in (
+        ("prompt", message.prompt),
+        ("logit_bias", sampling.logit_bias),
+        ("stop_token_ids", sampling.stop_token_ids),
+    ):
+        bad = next((t for t in ids if not 0 <= t < vocab_size), None)
+        if bad is not None:
+            raise InvalidInput(f"Token id {bad} is outside the vocabulary of {vocab_size} tokens.", param=param)
+    if not message.prompt:
+        raise InvalidInput("The prompt has no tokens. Send at least one.", param="prompt")
+    if sampling.max_tokens < 1 or sampling.n < 1:
+        raise InvalidInput("Ask for at least one completion of at least one token.", param="max_tokens")
+
+
+def sampling_params(wire: WireSampling, index: int) -> SamplingParams:
+    """The row's own parameters; prompt log-probabilities are told once, by the first row."""
+    fields = msgspec.structs.asdict(wire)
+    fields["stop_token_ids"] = frozenset(wire.stop_token_ids)
+    fields["prompt_logprobs"] = wire.prompt_logprobs if index == 0 else None
+    return SamplingParams(**fields)
+
+
+def wire_logprob(entry: TokenLogprob | None) -> WireLogprob | None:
+    return None if entry is None else WireLogprob(entry.token_id, entry.logprob, entry.rank, list(entry.top))

@@ -74,10 +74,13 @@ def main() -> None:
     config = msgspec.json.decode(sys.argv[2], type=WorkerConfig)
     _limit_threads(config.engine.threads)
 
+    import transformers
+
     from ...storage.errors import TuneloopError
     from .core import EngineCore
     from .model import load_model
 
+    transformers.utils.logging.disable_progress_bar()  # nobody watches the worker's stderr but for its last words
     inbox = Inbox(connection)
     try:
         began = time.monotonic()

@@ -153,7 +153,7 @@ async def rollback_adapter(
 
 @router.post(ONE + "/pin")
 async def pin_adapter(name: str, services: WithServices, caller: Tuner) -> AdapterCard:
-    """Mark an adapter as pinned and load the weights that its bare name means now."""
+    """Pin an adapter: the weights that its bare name means stay in memory from now on."""
     caller.check_model(name)
     for number in services.adapters.get(name).default_weights:
         await services.registry.warm(_version(services, name, number))
@@ -162,7 +162,7 @@ async def pin_adapter(name: str, services: WithServices, caller: Tuner) -> Adapt
 
 @router.post(ONE + "/unpin")
 async def unpin_adapter(name: str, services: WithServices, caller: Tuner) -> AdapterCard:
-    """Take the mark away again."""
+    """Let an adapter leave memory again when others need the room."""
     caller.check_model(name)
     return adapter_card(await services.adapters.pin(name, False))
 

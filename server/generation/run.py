@@ -61,6 +61,7 @@ class Generation:
         self._pumps: list[asyncio.Task[None]] = []
         self._open_pumps = 0
         self._first_token_at: float | None = None
+        self._queue_seconds: float | None = None
         self._last_chunk_at = [0.0] * self.row_count
         self._first_reason: FinishReason | None = None
         self._unfinished = self.row_count
@@ -131,6 +132,7 @@ class Generation:
                 timings=RequestTimings(
                     e2e_seconds=time.monotonic() - self._arrived,
                     first_token_seconds=None if self._first_token_at is None else self._first_token_at - self._arrived,
+                    queue_seconds=self._queue_seconds,
                 ),
             )
             await self._stack.aclose()
@@ -176,6 +178,7 @@ class Generation:
         lease, metrics = self.lease, self._metrics
         if self._first_token_at is None:
             self._first_token_at = now
+            self._queue_seconds = batch[0].queue_seconds
             metrics.first_token(lease.base, lease.adapter, now - self._arrived)
         for chunk in batch:
             index, gained = chunk.index, len(chunk.token_ids)

@@ -1,14 +1,14 @@
 """The registry's adapters: what a reference resolves to, and when a version leaves the engine's memory."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from tuneloop.adapters.base import AdapterVersion
+from tuneloop.adapters.base import DEFAULT_ALIAS, Adapter, AdapterVersion, Alias
 from tuneloop.adapters.events import AdapterEvent
 from tuneloop.engines.base import Engine
 from tuneloop.engines.catalog import ModelCatalog
@@ -28,6 +28,7 @@ class Shelf:
         self.folder = folder
         self.versions: dict[str, AdapterVersion] = {}
         self.current: dict[str, AdapterVersion] = {}
+        self.pinned: set[str] = set()
         self.held: list[str] = []
         self.callbacks: list[Callable[[AdapterEvent], None]] = []
 
@@ -58,6 +59,27 @@ class Shelf:
         released = () if before is None else (before.digest,)
         for callback in self.callbacks:
             callback(AdapterEvent(kind="alias", adapter=name, released=released))
+
+    def pin(self, name: str) -> None:
+        self.pinned.add(name)
+        for callback in self.callbacks:
+            callback(AdapterEvent(kind="pinned", adapter=name))
+
+    def get(self, name: str) -> Adapter:
+        current = self.current[name]
+        now = datetime.now(UTC)
+        alias = Alias(adapter=name, alias=DEFAULT_ALIAS, weights={current.version: 1.0}, updated_at=now)
+        return Adapter(
+            name=name,
+            base=current.base,
+            pinned=name in self.pinned,
+            created_at=now,
+            versions=tuple(v for v in self.versions.values() if v.name == name),
+            aliases=(alias,),
+        )
+
+    def list(self, *, base: str | None = None) -> Sequence[Adapter]:
+        return [a for a in map(self.get, self.current) if base in (None, a.base)]
 
     def known(self, name: str) -> bool:
         return name in self.current
@@ -243,3 +265,16 @@ def test_leases_are_counted_by_digest() -> None:
     assert leases.end("x") is True
     assert leases.held("x") == 0
     assert leases.release("x") is True  # safe to say twice: nobody holds it
+
+
+async def test_pinned_adapters_are_kept_by_their_engine(bench: Bench) -> None:
+    first = bench.shelf.publish("support", 1)
+    bench.shelf.pin("support")
+    async with bench.registry.lease("base"):
+        await bench.settle()
+    assert bench.engines[-1].kept == [first.digest]
+    second = bench.shelf.publish("support", 2)
+    bench.shelf.publish("other", 1)
+    await bench.settle()
+    assert bench.engines[-1].kept == [second.digest], "a pin follows the bare name"
+    assert second.ref in bench.resident

@@ -3,12 +3,12 @@
 import asyncio
 import json
 import struct
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, nullcontext
 from pathlib import Path
 
 import pytest
-from tuneloop.adapters.base import AdapterVersion
+from tuneloop.adapters.base import Adapter, AdapterVersion
 from tuneloop.adapters.events import AdapterEvent
 from tuneloop.engines.base import Engine
 from tuneloop.engines.catalog import ModelCatalog
@@ -25,6 +25,12 @@ MIB = 1024**2
 class NoAdapters:
     def known(self, name: str) -> bool:
         return False
+
+    def get(self, name: str) -> Adapter:
+        raise NotFound(f"no {name}")
+
+    def list(self, *, base: str | None = None) -> Sequence[Adapter]:
+        return []
 
     def resolve(self, ref: str, *, draw: float | None = None) -> AdapterVersion:
         raise NotFound(f"no {ref}")
