@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 import transformers as hf
-
 from tuneloop.engines.transformers.config import TransformersConfig
 from tuneloop.engines.transformers.core import EngineCore
 from tuneloop.engines.transformers.executor import FlatExecutor, GroupExecutor
