@@ -8,24 +8,10 @@ import pytest
 import torch
 import transformers as hf
 from tuneloop.engines.transformers.config import TransformersConfig
-from tuneloop.engines.transformers.core import EngineCore
 from tuneloop.engines.transformers.executor import FlatExecutor, GroupExecutor
 from tuneloop.engines.transformers.model import load_model
-from tuneloop.engines.transformers.protocol import FromWorker, StepDone, Submit, ToWorker, WireSampling
 
-VOCAB = 160
-TINY = {
-    "vocab_size": VOCAB,
-    "hidden_size": 48,
-    "intermediate_size": 64,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 512,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 0,
-}
+from tests.support.engine import TINY, VOCAB, engine_core, greedy, make_checkpoint, submit
 
 
 def _gemma(**extra: Any) -> dict[str, Any]:
@@ -78,70 +64,6 @@ FAMILIES: dict[str, tuple[Callable[[], Any], type]] = {
 }
 
 
-def make_checkpoint(config: Any, folder: Path) -> Path:
-    torch.manual_seed(7)
-    model = hf.AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    with torch.no_grad():
-        for parameter in model.parameters():  # larger than the default, so that greedy choices are clear
-            parameter.normal_(0.0, 0.25) if parameter.dim() > 1 else parameter.add_(torch.randn_like(parameter) * 0.05)
-    model.save_pretrained(folder)
-    return folder
-
-
-def greedy(max_tokens: int, **changes: Any) -> WireSampling:
-    fields: dict[str, Any] = {
-        "n": 1,
-        "temperature": 0.0,
-        "top_p": 1.0,
-        "top_k": 0,
-        "min_p": 0.0,
-        "presence_penalty": 0.0,
-        "frequency_penalty": 0.0,
-        "repetition_penalty": 1.0,
-        "seed": None,
-        "logit_bias": {},
-        "stop_token_ids": [],
-        "ignore_eos": True,
-        "min_tokens": 0,
-        "max_tokens": max_tokens,
-        "logprobs": None,
-        "prompt_logprobs": None,
-    }
-    return WireSampling(**{**fields, **changes})
-
-
-class _Stop(Exception):
-    """Ends EngineCore.run in a test."""
-
-
-def drive(
-    core: EngineCore, sent: list[FromWorker], arrivals: list[list[ToWorker]], expected: int
-) -> dict[str, list[int]]:
-    """Run the core in this thread, feeding `arrivals[i]` before step i, until `expected` rows have finished."""
-    finished: list[str] = []
-    tokens: dict[str, list[int]] = {}
-
-    def take(_: float) -> list[ToWorker]:
-        for message in sent:
-            if isinstance(message, StepDone):
-                for token in message.tokens:
-                    tokens.setdefault(f"{token.request_id}/{token.index}", []).append(token.token_id)
-                    if token.finish is not None:
-                        finished.append(token.request_id)
-            else:
-                assert type(message).__name__ == "Stats", message
-        sent.clear()
-        if len(finished) >= expected:
-            raise _Stop
-        return arrivals.pop(0) if arrivals else []
-
-    try:
-        core.run(take)
-    except _Stop:
-        core.scheduler.check_integrity()
-    return tokens
-
-
 @pytest.mark.parametrize("family", FAMILIES)
 def test_greedy_tokens_equal_generate(family: str, tmp_path: Path) -> None:
     make, executor = FAMILIES[family]
@@ -163,14 +85,13 @@ def test_greedy_tokens_equal_generate(family: str, tmp_path: Path) -> None:
 
     model = load_model(path, TransformersConfig(weights="float32"))
     assert isinstance(model.executor, executor)
-    sent: list[FromWorker] = []
-    config = TransformersConfig(max_num_batched_tokens=24, kv_cache_bytes=1 << 26, max_num_seqs=8)
-    core = EngineCore(model, config, send=sent.append, wake=lambda: None)
-    submits: list[ToWorker] = [Submit(f"r{i}", p, greedy(16), None, None, 0, None) for i, p in enumerate(prompts)]
-    # two at once, then one at a time while the others decode: chunks, mixed batches and lanes are all met
-    got = drive(core, sent, [submits[:2], [], submits[2:3], submits[3:4], [], submits[4:]], len(prompts))
-    assert got == expected
-    core.scheduler.adapters.close()
+    submits = [submit(f"r{i}", p, greedy(16)) for i, p in enumerate(prompts)]
+    with engine_core(model, max_num_batched_tokens=24, max_num_seqs=8) as crank:
+        # two at once, then one at a time while the others decode: chunks, mixed batches and lanes are all met
+        for arrivals in (submits[:2], [], submits[2:3], submits[3:4], []):
+            crank.turn(*arrivals)
+        crank.run(*submits[4:])
+        assert not crank.failed and crank.texts() == expected
 
 
 def test_kv_cannot_be_served_is_refused(tmp_path: Path) -> None:

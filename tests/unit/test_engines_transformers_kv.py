@@ -3,7 +3,7 @@
 import torch
 from hypothesis import settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, multiple, rule
+from hypothesis.stateful import Bundle, MultipleResults, RuleBasedStateMachine, consumes, invariant, multiple, rule
 from tuneloop.engines.transformers.kv import KVPool, KVShape, Slot
 
 SHAPES = [KVShape(1, 1, 1), KVShape(2, 1, 2)]
@@ -44,7 +44,7 @@ class PoolMachine(RuleBasedStateMachine):
         self.stamp = 0.0
 
     @rule(target=slots, tokens=st.integers(1, LONGEST), length=st.floats(0, 1))
-    def allocate(self, tokens: int, length: float) -> object:
+    def allocate(self, tokens: int, length: float) -> Slot | MultipleResults[Slot]:
         before = self.pool.allocated_bytes
         slot = self.pool.allocate(tokens)
         if slot is None:
