@@ -3,6 +3,7 @@
 import atexit
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
@@ -142,8 +143,10 @@ class Crank:
             self.core.run(take)
         except _Stop:
             self.scheduler.check_integrity()
+        if not self.scheduler.running:
+            time.sleep(0.001)  # an adapter is being read
 
-    def run(self, *messages: ToWorker, turns: int = 3000) -> None:
+    def run(self, *messages: ToWorker, turns: int = 30_000) -> None:
         """Turn until nothing runs or waits."""
         self.turn(*messages)
         while self.scheduler.running or self.scheduler.waiting:

@@ -209,7 +209,7 @@ def refusal(folder: Path, **settings: Any) -> str:
         while not done:
             crank.turn()
             done = [m for m in crank.sent if isinstance(m, AdapterDone)]
-        assert done[0].problem is not None and done[0].problem.kind == "InvalidInput"
+        assert done[0].problem is not None and done[0].problem.kind in ("InvalidInput", "TooLarge")
         return done[0].problem.message
 
 
@@ -218,7 +218,7 @@ def test_an_adapter_of_another_base_is_refused_by_its_module() -> None:
 
 
 def test_a_rank_over_the_limit_is_refused() -> None:
-    assert "max_lora_rank=8" in refusal(make_adapter("llama", "patterns"), max_lora_rank=8)
+    assert "is 16, over" in refusal(make_adapter("llama", "patterns"), max_lora_rank=8)
 
 
 def test_an_adapter_whose_files_are_gone_is_refused(tmp_path: Path) -> None:
@@ -230,4 +230,4 @@ def test_a_bad_pattern_is_the_adapters_fault(tmp_path: Path) -> None:
     config = json.loads((source / "adapter_config.json").read_text())
     (tmp_path / "adapter_config.json").write_text(json.dumps({**config, "alpha_pattern": {"(": 3}}))
     (tmp_path / "adapter_model.safetensors").write_bytes((source / "adapter_model.safetensors").read_bytes())
-    assert "cannot be read" in refusal(tmp_path)
+    assert "alpha_pattern" in refusal(tmp_path)
