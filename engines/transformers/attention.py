@@ -128,15 +128,14 @@ def _attend_group(
     k = layer.keys[:top].view(top * kv_heads, -1, dim)[:, : group.length]
     v = layer.values[:top].view(top * kv_heads, -1, layer.values.shape[3])[:, : group.length]
     q = q.reshape(top * kv_heads, heads // kv_heads, dim)
-    mask = group.mask(window, q.dtype)
-    spread_mask = mask.expand(top, kv_heads, group.length).reshape(top * kv_heads, 1, group.length)
+    mask = group.mask(window, kv_heads, q.dtype)
     if softcap is None and sinks is None:
-        scores = torch.baddbmm(spread_mask, q, k.transpose(1, 2), alpha=scaling)
+        scores = torch.baddbmm(mask, q, k.transpose(1, 2), alpha=scaling)
         probabilities = torch.softmax(scores, -1, dtype=torch.float32).to(q.dtype)
     else:
         scores = torch.bmm(q, k.transpose(1, 2)) * scaling
         each = sinks.view(kv_heads, -1, 1).repeat(top, 1, 1) if sinks is not None else None
-        probabilities = _softmax(scores, spread_mask, softcap, each)
+        probabilities = _softmax(scores, mask, softcap, each)
     out = torch.bmm(probabilities, v).view(top, heads, -1)
     return out if group.whole else out[group.slots]
 

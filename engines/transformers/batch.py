@@ -58,11 +58,11 @@ class DecodeGroup:
     top: int  # highest slot + 1
     whole: bool  # slots are exactly 0..top-1: no scatter is needed
     length: int
-    _masks: dict[int | None, Tensor] = field(default_factory=dict)
+    _masks: dict[tuple[int | None, int], Tensor] = field(default_factory=dict)
 
-    def mask(self, window: int | None, dtype: torch.dtype) -> Tensor:
-        """Additive mask [top, 1, length] for a sliding window of `window` tokens (None: all)."""
-        found = self._masks.get(window)
+    def mask(self, window: int | None, kv_heads: int, dtype: torch.dtype) -> Tensor:
+        """Additive mask [top * kv_heads, 1, length] for a sliding window of `window` tokens (None: all), made once."""
+        found = self._masks.get((window, kv_heads))
         if found is None:
             last = torch.full((self.top, 1), 0, dtype=torch.long, device=self.positions.device)
             last[self.slots, 0] = self.positions
@@ -72,7 +72,8 @@ class DecodeGroup:
                 hidden |= key <= last - window
             found = torch.zeros(hidden.shape, dtype=dtype, device=hidden.device)
             found.masked_fill_(hidden, max(_MASKED, torch.finfo(dtype).min))
-            found = self._masks[window] = found[:, None, :]
+            found = found.repeat_interleave(kv_heads, 0)[:, None, :]
+            self._masks[window, kv_heads] = found
         return found
 
 
@@ -90,6 +91,7 @@ class Batch:
     owners: Sequence["Owned"]
     lora: LoraPlan | None
     head_lora: LoraPlan | None
+    memo: dict[int, Tensor] = field(default_factory=dict)  # by id of a tensor of this step: what layers derive from it
 
 
 Owned = tuple[int, int, AdapterSlot | None]  # tokens start:stop and their adapter

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 from .batch import current
-from .fused import FUSED_ATTENTION, FusedAttention, FusedMLP
+from .fused import FUSED_ATTENTION, FUSED_NORM, FusedAttention, FusedMLP, FusedNorm
 from .kernels import Kernel, ModuleKernel
 from .linear import AdaptedLinear, LoraPlan, Part
 
@@ -45,6 +45,9 @@ class Surgeon:
                     parts = [(f"{path}.{p}", getattr(child, p)) for p in ("q_proj", "k_proj", "v_proj")]
                     out = self._linear([(f"{path}.o_proj", child.o_proj)])
                     setattr(module, child_name, FusedAttention(child, self._linear(parts), out))
+                elif type(child).__name__ in FUSED_NORM and self.dtype == torch.float32:
+                    norm: Any = child
+                    setattr(module, child_name, FusedNorm(norm.weight.data, norm.variance_epsilon))
                 elif _is_gated_mlp(child):
                     parts = [(f"{path}.{p}", getattr(child, p)) for p in ("gate_proj", "up_proj")]
                     down = self._linear([(f"{path}.down_proj", child.down_proj)])

