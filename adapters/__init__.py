@@ -1,4 +1,9 @@
-"""Adapters: what they are, where they come from, how they are checked and kept. It knows no engine and no HTTP."""
+"""Adapters: what they are, where they come from, how they are checked and kept. It knows no engine and no HTTP.
+
+Engine workers need no store; so `AdapterStore`, and the database with it, is imported when somebody asks for it.
+"""
+
+from typing import TYPE_CHECKING, Any
 
 from .base import (
     DEFAULT_ALIAS,
@@ -12,7 +17,9 @@ from .base import (
 )
 from .events import AdapterEvent
 from .refs import AdapterRef, parse_ref
-from .store import AdapterStore
+
+if TYPE_CHECKING:
+    from .store import AdapterStore
 
 __all__ = [
     "DEFAULT_ALIAS",
@@ -28,3 +35,11 @@ __all__ = [
     "Origin",
     "parse_ref",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name != "AdapterStore":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from .store import AdapterStore
+
+    return AdapterStore

@@ -2,7 +2,7 @@
 
 Terms: an *adapter* is a name with a base model and versions 1, 2, 3 ...; a *version* is content-addressed (digest of
 its configuration and tensors) and never changes; an *alias* (`prod`) points to one version, or splits traffic between
-several by weight. A request names `support` (the default version), `support@3` (a version) or `support@prod` (an alias).
+several by weight. A request names `support` (the default version), `support@3` (a version), `support@prod` (an alias).
 """
 
 from collections.abc import Mapping

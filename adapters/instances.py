@@ -11,6 +11,7 @@ import secrets
 from pathlib import Path
 
 from ..storage.errors import Unavailable
+from ..storage.full_disk import full_disk_named
 from ..storage.local_objects import remove
 
 
@@ -43,7 +44,8 @@ class Instance:
         """An empty folder that nobody else uses; a later start removes it if this process cannot. Quick."""
         folder = self._root / self.id / secrets.token_hex(8)
         try:
-            folder.mkdir(parents=True, mode=0o700)
+            with full_disk_named(self._root):
+                folder.mkdir(parents=True, mode=0o700)
         except OSError as error:
             raise Unavailable(f"No working folder could be made below {self._root}: {error}.") from error
         return folder

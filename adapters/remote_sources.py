@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..storage.errors import InvalidInput, NotFound, PermissionDenied, TuneloopError, Unavailable
+from ..storage.full_disk import full_disk_named
 from .archive import unpack
 from .base import AdapterLimits
 from .files import ADAPTER_FILES, CONFIG_NAME, WEIGHTS_NAME, refuse_pickle, shown, too_many_bytes, write_new
@@ -130,7 +131,8 @@ def _reported(source: str) -> Iterator[None]:
     """Turn the errors of a hub or bucket into ours. Each client has a tree of its own, so all but ours are caught."""
     errors = _hub_errors()
     try:
-        yield
+        with full_disk_named("the server's home"):
+            yield
     except TuneloopError:
         raise
     except Exception as error:

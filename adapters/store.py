@@ -15,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from ..storage import Database, ObjectStore
 from ..storage.errors import Unavailable
+from ..storage.full_disk import full_disk_named
 from ..storage.local_objects import remove
 from . import rows
 from .base import DEFAULT_ALIAS, Adapter, AdapterFacts, AdapterLimits, AdapterVersion, Alias, Origin
@@ -126,10 +127,14 @@ class AdapterStore:
 
     @asynccontextmanager
     async def staging(self) -> AsyncIterator[Path]:
-        """An empty private folder on the file system of the home folder, removed however the block ends."""
+        """An empty private folder on the file system of the home folder, removed however the block ends.
+
+        A disk that becomes full inside the block is reported as StorageFull.
+        """
         folder = self._instance.new_folder()
         try:
-            yield folder
+            with full_disk_named(self._home):
+                yield folder
         finally:
             await finish(asyncio.to_thread(remove, folder))
 

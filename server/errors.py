@@ -24,6 +24,7 @@ from ..storage.errors import (
     NotFound,
     Overloaded,
     PermissionDenied,
+    StorageFull,
     TooLarge,
     TuneloopError,
     Unavailable,
@@ -43,6 +44,7 @@ _STATUS: Sequence[tuple[type[TuneloopError], int]] = (
     (Conflict, 409),
     (Overloaded, 429),
     (DeadlineExceeded, 504),
+    (StorageFull, 507),
     (Unavailable, 503),
 )
 _TYPE_OF_STATUS = {
@@ -72,7 +74,7 @@ def headers_of(error: TuneloopError) -> dict[str, str]:
     """Retry-After in whole seconds (rounded up, at least 1) where trying again helps; the challenge of a 401."""
     if isinstance(error, Overloaded):
         return {"Retry-After": str(max(1, math.ceil(error.retry_after)))}
-    if isinstance(error, Unavailable):
+    if isinstance(error, Unavailable) and not isinstance(error, StorageFull):
         return {"Retry-After": str(RETRY_AFTER_SECONDS)}
     if isinstance(error, AuthenticationFailed):
         return {"WWW-Authenticate": "Bearer"}

@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -79,6 +80,7 @@ async def open_services(
             limits=RegistryLimits(
                 memory_budget_bytes=settings.memory_budget_bytes, idle_seconds=settings.model_idle_seconds
             ),
+            load_tokenizer=partial(ChatTokenizer.load, trust_remote_code=settings.trust_remote_code),
         )
         stack.push_async_callback(registry.close)
         collector = EngineCollector(registry.statuses, adapters.list)

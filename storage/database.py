@@ -5,6 +5,7 @@ SQLite is the default, PostgreSQL comes by URL. Both give the same promise: what
 """
 
 import asyncio
+import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncSession, create_async_engine
 from sqlalchemy.pool import AsyncAdaptedQueuePool
 
 from .errors import InvalidInput, Unavailable
+from .full_disk import full_disk
 from .migrations import upgrade_to_head
 
 _DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg", "postgres": "postgresql+asyncpg"}
@@ -62,7 +64,7 @@ class Database:
 
         Objects stay readable after the commit. On SQLite writers wait for each other (at most 30 seconds); a
         `read_only` block waits for nobody, sees one snapshot and must not write.
-        Raises Unavailable when the database cannot be reached or stays locked.
+        Raises Unavailable when the database cannot be reached or stays locked, StorageFull when its disk is full.
         """
         async with AsyncSession(self._reader if read_only else self._engine, expire_on_commit=False) as session:
             try:
@@ -97,6 +99,8 @@ class Database:
 
     def _unavailable(self, error: Exception) -> Unavailable:
         reason = getattr(error, "orig", None) or error
+        if getattr(reason, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
+            return full_disk(self.url)
         return Unavailable(f"The database {self.url} cannot be used: {reason}. Check that it runs and is reachable.")
 
 

@@ -11,6 +11,7 @@
     ├── Overloaded           queue or quota full; `retry_after` says how many seconds         (429)
     ├── DeadlineExceeded     the request's time was up before it could finish                 (504)
     └── Unavailable          a worker died, is loading, or the server drains; try again       (503)
+        └── StorageFull      the disk or its quota is full                                    (507)
 
 Every message is a whole sentence for the person who reads it: what is wrong, where, and what to do instead.
 """
@@ -71,3 +72,7 @@ class DeadlineExceeded(TuneloopError):
 
 class Unavailable(TuneloopError):
     code = "unavailable"
+
+
+class StorageFull(Unavailable):
+    code = "storage_full"

@@ -14,6 +14,7 @@ from typing import BinaryIO
 
 from . import durable
 from .errors import NotFound, Unavailable
+from .full_disk import full_disk_named
 
 
 class LocalObjects:
@@ -83,7 +84,8 @@ class LocalObjects:
     @contextmanager
     def _translated(self) -> Iterator[None]:
         try:
-            yield
+            with full_disk_named(self._root):
+                yield
         except OSError as error:
             raise Unavailable(
                 f"The object store in {self._root} failed: {error}. Check its free space and its rights."

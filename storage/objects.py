@@ -26,7 +26,8 @@ class ObjectStore:
     """Folders and files by key (`adapters/<hex>`), complete or absent: no reader ever sees half of one.
 
     `url` is a local path, `file:///path`, or an fsspec URL such as `s3://bucket/prefix`. All methods raise InvalidInput
-    for a malformed key and Unavailable when the store fails (disk full, no rights, bucket out of reach).
+    for a malformed key, StorageFull when the disk is full, and Unavailable when the store fails otherwise (no rights,
+    bucket out of reach).
     """
 
     def __init__(self, url: str) -> None:

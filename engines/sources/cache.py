@@ -15,6 +15,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from ...storage.errors import StorageFull
+from ...storage.full_disk import full_disk_named
 from .checkpoint import is_complete
 
 
@@ -53,7 +55,9 @@ class ModelCache:
     def lock(self, source: str, *, on_wait: Callable[[], None]) -> Iterator[Path | None]:
         """Hold a source against other processes; `on_wait` is called if somebody else has it.
 
-        Gives the checkpoint folder that the other one made meanwhile, or None if there is work to do.
+        Gives the checkpoint folder that the other one made meanwhile, or None if there is work to do. If the disk
+        becomes full inside the block, the unfinished work goes, so that whatever else uses the disk can go on.
+        Raises StorageFull then.
         """
         from filelock import FileLock, Timeout  # only a fetch needs it; finding a model does not
 
@@ -68,7 +72,11 @@ class ModelCache:
             on_wait()
             lock.acquire()
         try:
-            yield self.find(source) if waited else None
+            with full_disk_named(self.root):
+                yield self.find(source) if waited else None
+        except StorageFull:
+            shutil.rmtree(self.root / "partial" / self.key(source), ignore_errors=True)
+            raise
         finally:
             lock.release()
 

@@ -8,7 +8,7 @@ import functools
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...storage.errors import InvalidInput, NotFound
+from ...storage.errors import InvalidInput, NotFound, Unavailable
 from .base import FetchContext, FetchProgress, ModelSource
 
 if TYPE_CHECKING:
@@ -46,13 +46,14 @@ def waiting(what: str) -> FetchProgress:
 def convert_gguf(file: Path, dest: Path, context: FetchContext) -> Path:
     """Write the checkpoint folder `dest` from a GGUF file. Imports torch: call it in a process that ends soon.
 
-    Raises InvalidInput if it is no GGUF file.
+    Raises InvalidInput if it is no GGUF file, Unavailable if the checkpoint cannot be written.
     """
     with file.open("rb") as stream:
         if stream.read(4) != _MAGIC:
             raise InvalidInput(f"{file} is not a GGUF file: it does not begin with 'GGUF'.", param="source")
     context.progress(FetchProgress(message=f"Converting {file.name} to safetensors (once)"))
     import gguf
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
     # transformers reads the whole header anew for the configuration, the weights and the tokenizer, and makes the map
@@ -64,7 +65,10 @@ def convert_gguf(file: Path, dest: Path, context: FetchContext) -> Path:
     )
     tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     model.to(_stored_dtype(gguf.GGUFReader(str(file)), model))
-    model.save_pretrained(dest)
+    try:
+        model.save_pretrained(dest)
+    except SafetensorError as error:  # its form of every OSError
+        raise Unavailable(f"{file.name} was converted, but could not be written to {dest}: {error}.") from error
     tokenizer.save_pretrained(dest)
     return dest
 

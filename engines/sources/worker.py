@@ -15,6 +15,7 @@ from types import MappingProxyType
 from typing import Any, TextIO
 
 from ...storage.errors import TuneloopError
+from ...storage.full_disk import full_disk_named
 from .base import FetchContext, FetchProgress, ModelSource
 from .cache import ModelCache
 from .folder import FolderSource
@@ -72,19 +73,24 @@ class _Reporter:
 def main() -> None:
     request = json.loads(sys.stdin.readline())
     # Libraries print to stdout at times; that must not end up between our lines.
-    out = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)
-    reporter = _Reporter(out)
+    with os.fdopen(os.dup(1), "w", encoding="utf-8") as out:
+        os.dup2(2, 1)
+        _serve(request, _Reporter(out))
+
+
+def _serve(request: Mapping[str, str | None], reporter: _Reporter) -> None:
+    spec = str(request["spec"])
     context = FetchContext(
-        cache=ModelCache(Path(request["home"])), progress=reporter, hub_token=request.get("hub_token") or None
+        cache=ModelCache(Path(str(request["home"]))), progress=reporter, hub_token=request.get("hub_token") or None
     )
     try:
-        path = fetch_here(parse_source(request["spec"]), context)
+        with full_disk_named(context.cache.root):
+            path = fetch_here(parse_source(spec), context)
     except TuneloopError as error:
         facts = {"type": type(error).__name__, "message": error.message, "param": error.param, "code": error.code}
         reporter.send({"error": facts})
     except OSError as error:
-        reporter.send({"error": {"type": "Unavailable", "message": f"Fetching {request['spec']} failed: {error}."}})
+        reporter.send({"error": {"type": "Unavailable", "message": f"Fetching {spec} failed: {error}."}})
     else:
         reporter.send({"path": str(path)})
 

@@ -6,6 +6,7 @@ temporary folder first, on another file system, and only then hand it over.
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path, PurePath, PureWindowsPath
 from typing import IO
@@ -86,7 +87,7 @@ class _Receiver:
         self.pending_bytes = 0
         self._folder = folder
         self._pending: list[tuple[IO[bytes], bytes]] = []
-        self._open: list[IO[bytes]] = []
+        self._open = ExitStack()
         self._parts = 0
         self._reset()
 
@@ -124,8 +125,7 @@ class _Receiver:
             return
         filename = PurePath(PureWindowsPath(_text(options[b"filename"])).name).name
         path = self._folder / f"part-{self._parts}"
-        self._file = path.open("xb")
-        self._open.append(self._file)
+        self._file = self._open.enter_context(path.open("xb"))
         self.upload.files.append(UploadedFile(field=self._name, filename=filename, path=path))
 
     def on_part_data(self, data: bytes, start: int, end: int) -> None:
@@ -155,8 +155,7 @@ class _Receiver:
         self.pending_bytes = 0
 
     def close(self) -> None:
-        for handle in self._open:
-            handle.close()
+        self._open.close()
 
 
 def _text(data: bytes) -> str:

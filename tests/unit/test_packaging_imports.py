@@ -3,7 +3,7 @@
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -70,9 +70,23 @@ def test_the_package_imports_itself_relatively() -> None:
     assert guilty == []
 
 
-@pytest.mark.parametrize("module", ["tuneloop.server", "tuneloop.server.app", "tuneloop.server.cli"])
-def test_the_server_process_stays_light(module: str) -> None:
-    code = f"import sys, {module}; print(*sorted(set({HEAVY!r}) & sys.modules.keys()))"
+SERVER_ONLY = ("sqlalchemy", "alembic", "fsspec", *HTTP)
+
+
+def loaded_by(module: str, names: Sequence[str]) -> list[str]:
+    """Which of the names are imported once `module` is, in a fresh interpreter."""
+    code = f"import sys, {module}; print(*sorted(set({names!r}) & sys.modules.keys()))"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd="/")
     assert result.returncode == 0, result.stderr
-    assert result.stdout.split() == []
+    return result.stdout.split()
+
+
+@pytest.mark.parametrize("module", ["tuneloop.server", "tuneloop.server.app", "tuneloop.server.cli"])
+def test_the_server_process_stays_light(module: str) -> None:
+    assert loaded_by(module, HEAVY) == []
+
+
+@pytest.mark.parametrize("module", ["tuneloop.engines.transformers.worker", "tuneloop.engines.sources.worker"])
+def test_workers_import_nothing_of_the_server_and_the_commands(module: str) -> None:
+    # Each would lengthen the way to the first answer, and stay in the memory of every worker.
+    assert loaded_by(module, SERVER_ONLY) == []

@@ -1,6 +1,7 @@
 """The models endpoints, the probes, keys over HTTP and the metrics, on an app with the fake engine."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -9,6 +10,7 @@ from openai import AsyncOpenAI
 from prometheus_client.parser import text_string_to_metric_families
 from structlog.testing import capture_logs
 from tuneloop.engines.fake import FakeConfig
+from tuneloop.engines.tokenizer import ChatTokenizer
 from tuneloop.storage.errors import InvalidInput
 
 from .conftest import BASE, AppFactory, MakeAdapter, Running
@@ -216,3 +218,20 @@ async def test_adapters_that_run_are_named(
         "running_lora_adapters": "org/support",
         "waiting_lora_adapters": "org/support",
     }
+
+
+async def test_trust_in_a_models_own_code_reaches_its_tokenizer(
+    app_factory: AppFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trusted: list[bool] = []
+    load = ChatTokenizer.load
+
+    def spy(path: Path, *, trust_remote_code: bool = False) -> ChatTokenizer:
+        trusted.append(trust_remote_code)
+        return load(path)
+
+    monkeypatch.setattr(ChatTokenizer, "load", spy)
+    for trust in (False, True):
+        async with app_factory(trust_remote_code=trust) as running:
+            await running.services.registry.load(BASE)
+    assert trusted == [False, True]

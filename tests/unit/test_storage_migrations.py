@@ -7,10 +7,11 @@ import pytest
 from alembic import command
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, create_engine, inspect, text
 from tuneloop.storage import Database
 from tuneloop.storage.errors import Conflict
-from tuneloop.storage.migrations import config_for, upgrade_to_head
+from tuneloop.storage.migrations import HEAD, config_for, upgrade_to_head
 from tuneloop.storage.tables import Table
 
 
@@ -29,6 +30,10 @@ def test_the_migrations_make_the_tables_and_take_them_away_again() -> None:
         upgrade_to_head(connection)
         assert differences(connection) == []
     engine.dispose()
+
+
+def test_the_head_is_the_last_step() -> None:
+    assert ScriptDirectory.from_config(config_for()).get_heads() == [HEAD]
 
 
 async def test_migrating_twice_and_at_once_is_safe(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import fsspec
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from tuneloop.storage import ObjectStore, durable, remote_objects
-from tuneloop.storage.errors import InvalidInput, NotFound, Unavailable
+from tuneloop.storage.errors import InvalidInput, NotFound, StorageFull, Unavailable
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -118,9 +118,9 @@ async def test_a_failed_local_put_leaves_nothing(tmp_path: Path, folder: Path, m
 
     store = ObjectStore(str(tmp_path / "objects"))
     monkeypatch.setattr(durable, "sync_file", no_space)
-    with pytest.raises(Unavailable, match="No space left"):
+    with pytest.raises(StorageFull, match="free some space"):
         await store.put_folder("adapters/a", folder)
-    with pytest.raises(Unavailable, match="No space left"):
+    with pytest.raises(StorageFull, match="free some space"):
         await store.put_file("adapters/f", folder / "config.json")
     assert list((tmp_path / "objects" / "adapters").iterdir()) == []
 
