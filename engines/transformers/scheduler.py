@@ -155,14 +155,11 @@ class Scheduler:
 
     def _admit(self, work: list[Work], budget: int) -> None:
         passed: Row | None = None  # the first row that waits for a device slot
+        present = {*self.waiting, *self.running}
         for row in sorted(self.waiting, key=lambda r: r.order):
             if budget <= 0 or len(self.running) >= self.limits.max_rows:
                 break
-            if (
-                row.leader is not None
-                and row.leader in (*self.waiting, *self.running)
-                and not self._forkable(row.leader)
-            ):
+            if row.leader is not None and row.leader in present and not self._forkable(row.leader):
                 continue  # its prompt is being prefilled once, by the leader
             if row.adapter is not None and passed is not None and passed.passed >= self.limits.max_passed:
                 continue  # the adapters in use would be used for ever
