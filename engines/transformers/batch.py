@@ -56,7 +56,7 @@ class DecodeGroup:
     slots: Tensor
     positions: Tensor
     top: int  # highest slot + 1
-    whole: bool  # slots are exactly 0..top-1: no scatter is needed
+    whole: bool  # slots are exactly 0..top-1 in order: no scatter is needed
     length: int
     _masks: dict[tuple[int | None, int], Tensor] = field(default_factory=dict)
 
@@ -116,7 +116,7 @@ def build_batch(inputs: Sequence[ChunkInput], device: torch.device) -> Batch:
     """Lay the inputs out. Inputs may come in any order; `logits_counts` and `logits_at` follow the order given."""
     multi = [i for i, c in enumerate(inputs) if len(c.tokens) > 1]
     single = [i for i, c in enumerate(inputs) if len(c.tokens) == 1]
-    single.sort(key=lambda i: (inputs[i].slot.lane.capacity, inputs[i].slot.index))
+    single.sort(key=lambda i: _decode_order(inputs[i]))
     ids: list[int] = []
     positions: list[int] = []
     begin: dict[int, int] = {}
@@ -151,6 +151,13 @@ def build_batch(inputs: Sequence[ChunkInput], device: torch.device) -> Batch:
     )
 
 
+def _decode_order(chunk: ChunkInput) -> tuple[int, int, int, int]:
+    """By lane, then by adapter: each adapter's rows lie together, so that linears need no gathering. Then by slot."""
+    adapter = chunk.adapter
+    rank, index = (adapter.rank_class, adapter.index) if adapter is not None else (-1, -1)
+    return (chunk.slot.lane.capacity, rank, index, chunk.slot.index)
+
+
 def _groups(rows: Sequence[ChunkInput], start: int, device: torch.device) -> list[DecodeGroup]:
     groups: list[DecodeGroup] = []
     by_lane: dict[int, list[ChunkInput]] = {}
@@ -166,8 +173,8 @@ def _groups(rows: Sequence[ChunkInput], start: int, device: torch.device) -> lis
                 lane=members[0].slot.lane,
                 slots=torch.tensor(slots, device=device),
                 positions=torch.tensor(contexts, device=device),
-                top=slots[-1] + 1,
-                whole=slots[-1] + 1 == len(slots),
+                top=max(slots) + 1,
+                whole=slots == list(range(len(slots))),
                 length=max(contexts) + 1,
             )
         )
@@ -225,6 +232,7 @@ def _tile_group(rank: int, rows: dict[int, list[int]], total: int, device: torch
         slots=slice(slots[0], slots[0] + len(slots)) if consecutive else torch.tensor(slots, device=device),
         tiles=len(slots),
         width=width,
+        first=members[0] if index == members == list(range(members[0], members[0] + len(members))) else None,
         rows=torch.tensor(index, device=device),
         back=torch.tensor([place for _, place in back], device=device),
         members=torch.tensor(members, device=device),

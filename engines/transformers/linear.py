@@ -31,6 +31,7 @@ class TileGroup:
     slots: Tensor | slice  # [tiles]: a slice where the slots are consecutive, so that nothing is copied
     tiles: int
     width: int
+    first: int | None  # the tiles are the batch's rows from here on, in order and without padding; else None
     rows: Tensor
     back: Tensor
     members: Tensor
@@ -122,9 +123,14 @@ class AdaptedLinear(nn.Module):
         stack = self.stacks.get(group.rank_class)
         if stack is None or stack.a is None or stack.b is None:
             return
+        a, b = stack.a[group.slots], stack.b[group.slots]
+        if group.first is not None:
+            rows = slice(group.first, group.first + group.tiles * group.width)
+            tiled = x[rows].view(group.tiles, group.width, self.in_features)
+            y[rows].view(group.tiles, group.width, self.out_features).baddbmm_(torch.bmm(tiled, a.transpose(1, 2)), b)
+            return
         tiled = x[group.rows].view(group.tiles, group.width, self.in_features)
-        delta = torch.bmm(torch.bmm(tiled, stack.a[group.slots].transpose(1, 2)), stack.b[group.slots])
-        delta = delta.view(-1, self.out_features)[group.back]
+        delta = torch.bmm(torch.bmm(tiled, a.transpose(1, 2)), b).view(-1, self.out_features)[group.back]
         if group.whole:
             y += delta
         else:
