@@ -11,9 +11,10 @@ class TransformersConfig:
     """Sizes and limits of one worker. None means: chosen by the worker from the model and the machine.
 
     `weights` says how the matrices are stored on a CPU (the maths is float32): `float32` (exact), `float16` (half the
-    bytes, exact to fp16 rounding), `int8` (only on wish: activations are quantised over the whole batch, so rows influence
-    each other slightly and a seed alone does not repeat an output), `native` (the module's own `F.linear`); `auto` takes
-    float16 for checkpoints that hold 16 bits or less a weight, else float32. Other devices always use `native`.
+    bytes, exact to fp16 rounding), `int8` (only on wish: activations are quantised over the whole batch, so that rows
+    influence each other slightly and a seed alone does not repeat an output), `native` (the module's own `F.linear`);
+    `auto` takes float16 for checkpoints that hold 16 bits or less a weight, else float32. Other devices always use
+    `native`.
     """
 
     device: str | None = None  # "cpu", "cuda:0", ...; None: torch.accelerator's, else the CPU
