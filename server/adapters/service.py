@@ -13,7 +13,7 @@ from typing import Literal
 
 from ...adapters.archive import unpack
 from ...adapters.base import AdapterFacts, AdapterLimits, AdapterVersion, Origin
-from ...adapters.refs import parse_ref
+from ...adapters.refs import check_name
 from ...adapters.sources import fetch
 from ...adapters.store import AdapterStore
 from ...adapters.validate import check_against_base, inspect_folder
@@ -93,9 +93,9 @@ class AdapterService:
     def check(self, target: Target) -> None:
         """What can be refused before the files are here. Raises InvalidInput, Conflict, NotFound."""
         name = target.name
-        parsed = parse_ref(name)
-        if parsed.selector is not None:
+        if "@" in name:
             raise InvalidInput(f"The adapter name '{name}' holds an '@'. Versions are numbered by us.", param="name")
+        check_name(name)
         check_name_fits_paths(name)
         if self._catalog.known(name):
             raise Conflict(f"'{name}' is the name of a base model. Choose another for the adapter.", param="name")
