@@ -39,7 +39,7 @@ async def kill_during_streams(server: Server, model: str) -> list[list[tuple[str
             assert response.status_code == 200
             async for line in response.aiter_lines():
                 lines.append(line)
-                if len(parse_events(lines[-2:])) and len(lines) > 4:
+                if '"delta":{"content":' in line:
                     begun[number].set()
         return parse_events(lines)
 
