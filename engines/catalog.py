@@ -75,7 +75,7 @@ class ModelCatalog:
             return self._entries[name]
         except KeyError:
             raise NotFound(
-                f"There is no base model '{name}'. Add it with `tuneloop pull {name}` or POST /v1/models/load.",
+                f"There is no base model '{name}'. Give POST /v1/models/load its `source` to add it.",
                 param="model",
                 code="model_not_found",
             ) from None

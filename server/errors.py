@@ -47,6 +47,7 @@ _STATUS: Sequence[tuple[type[TuneloopError], int]] = (
     (StorageFull, 507),
     (Unavailable, 503),
 )
+_NO_OBJECT = frozenset({"missing", "model_type", "model_attributes_type", "dict_type"})  # pydantic's, for a whole body
 _TYPE_OF_STATUS = {
     401: "authentication_error",
     403: "permission_error",
@@ -145,13 +146,15 @@ def _describe(problem: ErrorDetails) -> tuple[str | None, str]:
     kind = problem["type"]
     if kind == "json_invalid":
         return None, f"The body is not valid JSON: {problem.get('ctx', {}).get('error', 'it cannot be parsed')}."
+    reason = problem["msg"].removeprefix("Value error, ")
     if name is None:
-        return None, f"The body is wrong: {_sentence(problem['msg'])}"
+        if kind in _NO_OBJECT:
+            return None, "The body must be a JSON object, sent with Content-Type: application/json."
+        return None, f"The body is wrong: {_sentence(reason)}"
     if kind == "missing":
         return name, f"The field '{name}' is missing. Give it."
     if kind == "extra_forbidden":
         return name, f"The field '{name}' is not known here. Remove it or correct its spelling."
-    reason = problem["msg"].removeprefix("Value error, ")
     return name, f"The field '{name}' is wrong: {_sentence(reason)}"
 
 

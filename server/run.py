@@ -1,7 +1,9 @@
 """Runs the server process: logs, uvicorn, and the graceful drain on SIGTERM and Ctrl-C."""
 
 import asyncio
+import gc
 import signal
+import socket
 from types import FrameType
 
 import structlog
@@ -9,6 +11,7 @@ import uvicorn
 from fastapi import FastAPI
 
 from ..engines.registry import EngineFactory
+from ..storage.errors import InvalidInput
 from .app import create_app
 from .drain import Drain
 from .logs import configure_logs
@@ -23,7 +26,7 @@ _CUT_SECONDS = 2  # what streams get to send their error event after the grace t
 def serve(settings: Settings, *, engine_factory: EngineFactory | None = None) -> None:
     """Serve until SIGTERM or SIGINT, then drain and return. A second signal cuts what still runs.
 
-    Raises TuneloopError if the services cannot start. Exits with uvicorn's status if the port is taken.
+    Raises TuneloopError if the services cannot start, InvalidInput if the address cannot be listened on.
     """
     configure_logs(settings.log_format, settings.log_level)
     app = create_app(settings, engine_factory=engine_factory)
@@ -37,14 +40,29 @@ def serve(settings: Settings, *, engine_factory: EngineFactory | None = None) ->
         server_header=False,
         timeout_graceful_shutdown=_CUT_SECONDS,
     )
-    listener = config.bind_socket()  # before any model loads: a port that is taken should be known at once
+    listener = _listen(config)  # before any model loads: a port that is taken should be known at once
 
     async def main() -> None:
         async with app.router.lifespan_context(app):
+            gc.freeze()  # what is here now stays: later collections, and the pauses they make, leave it out
+            gc.enable()
             await DrainingServer(config, app, settings.grace_seconds).serve([listener])
 
     with asyncio.Runner(loop_factory=config.get_loop_factory()) as runner:
         runner.run(main())
+
+
+def _listen(config: uvicorn.Config) -> socket.socket:
+    try:
+        return config.bind_socket()
+    except SystemExit as ended:  # uvicorn logs the OSError and exits
+        reason = ended.__context__
+        told = reason.strerror if isinstance(reason, OSError) else reason
+        raise InvalidInput(
+            f"{config.host}:{config.port} cannot be listened on: {told}. Choose another host or port, or stop the "
+            "program that has it.",
+            param="port",
+        ) from reason
 
 
 class DrainingServer(uvicorn.Server):

@@ -38,17 +38,18 @@ class ModelCache:
         """The complete checkpoint folder that an earlier fetch of this source left, or None."""
         try:
             receipt = json.loads((self.root / "receipts" / self.key(source)).read_text(encoding="utf-8"))
-            path = Path(receipt["path"])
+            path = self.root / receipt["path"]
         except (OSError, ValueError, KeyError, TypeError):
             return None
         return path if is_complete(path) else None
 
     def record(self, source: str, path: Path) -> None:
-        """Write the receipt that `find` reads."""
+        """Write the receipt that `find` reads. A folder of this cache is told relative to it: a home may be moved."""
         receipt = self.root / "receipts" / self.key(source)
         receipt.parent.mkdir(parents=True, exist_ok=True)
+        told = path.relative_to(self.root) if path.is_relative_to(self.root) else path
         aside = receipt.with_name(f"{receipt.name}.{os.getpid()}")
-        aside.write_text(json.dumps({"source": source, "path": str(path)}), encoding="utf-8")
+        aside.write_text(json.dumps({"source": source, "path": str(told)}), encoding="utf-8")
         aside.replace(receipt)
 
     @contextmanager

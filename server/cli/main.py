@@ -47,5 +47,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         app(words, prog_name="tuneloop")
     except CliError as error:
         fail(str(error))
+    except UnicodeError:  # arguments and stdin alike
+        fail("The input holds bytes that are no UTF-8 text.")
+    except OSError as error:  # a disk that filled up under the output, for one
+        fail(f"The system refuses: {error}.")
     except KeyboardInterrupt:
         sys.exit(130)

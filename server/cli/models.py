@@ -35,7 +35,9 @@ def load_model(
     url: Url = DEFAULT_URL,
     api_key: Key = None,
 ) -> None:
-    """Load a base model and wait until it can answer."""
+    """Load a base model and wait until it can answer. `NAME=SOURCE` means --source, as it does for `serve`."""
+    if source is None and "=" in name:
+        name, _, source = name.partition("=")
     body: dict[str, Any] = {"model": name} | ({"source": source} if source else {}) | ({"pinned": True} if pin else {})
     _post("load", body, as_json, url, api_key)
 

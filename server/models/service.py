@@ -33,11 +33,7 @@ class ModelService:
             return _base_card(self._catalog.get(ref), statuses.get(ref))
         parsed = parse_ref(ref)
         if not self._adapters.known(parsed.name):
-            raise NotFound(
-                f"There is no model '{ref}'. GET /v1/models lists the known ones.",
-                param="model",
-                code="model_not_found",
-            )
+            raise _unknown(ref)
         adapter = self._adapters.get(parsed.name)
         status = statuses.get(adapter.base)
         if parsed.selector is None:
@@ -73,6 +69,8 @@ class ModelService:
             await self._delete_base(ref)
             return
         parsed = parse_ref(ref)
+        if not self._adapters.known(parsed.name):
+            raise _unknown(ref)
         if parsed.selector is None:
             await self._adapters.delete(parsed.name)
             return
@@ -142,3 +140,9 @@ def _status_card(status: ModelStatus) -> ModelStatusCard:
         card.device, card.dtype, card.kernel = status.info.device, status.info.dtype, status.info.kernel
         card.load_seconds, card.pid = status.info.load_seconds, status.info.pid
     return card
+
+
+def _unknown(ref: str) -> NotFound:
+    return NotFound(
+        f"There is no model '{ref}'. GET /v1/models lists the known ones.", param="model", code="model_not_found"
+    )

@@ -10,7 +10,7 @@ from tuneloop.server.settings import Settings
 
 
 def build(name: str, path: Path, tokenizer: ChatTokenizer) -> FakeEngine:
-    reply = "Hello " * 30 + "the end"
+    reply = "Hello " * 100 + "the end"
     return FakeEngine(tokenizer, reply=reply, config=FakeConfig(token_seconds=0.02))
 
 

@@ -92,6 +92,7 @@ def test_models(shell: Shell, checkpoint: Path) -> None:
     assert shell.ok("models", "load", "second", "--source", str(checkpoint), "--pin") == "second: ready, pinned\n"
     cards = json.loads(shell.ok("models", "list", "--json"))["data"]
     assert {card["id"] for card in cards} == {"smollm2-135m", "tiny", "second"}
+    assert shell.ok("models", "load", f"third={checkpoint}") == "third: ready\n"
     assert "There is no base model 'nobody'" in shell.error("models", "load", "nobody")
 
 
@@ -154,6 +155,9 @@ def test_one_question_and_its_answer(shell: Shell, make_adapter: MakeAdapter, mo
     assert answer == "Hello from support@1.\n"
     monkeypatch.setattr("sys.stdin", io.StringIO("Who are you?\n"))
     assert shell.ok("chat", "--max-tokens", "5", "--model", "tiny").startswith("Hello")
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9?"), encoding="utf-8"))
+    assert "no UTF-8 text" in shell.error("chat", "--model", "tiny")
+    assert "no UTF-8 text" in shell.error("chat", "caf\udce9?", "--model", "tiny")  # as Python reads it from arguments
     assert "The model 'nobody' does not exist" in shell.error("chat", "Hi", "-m", "nobody")
 
 

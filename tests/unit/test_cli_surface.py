@@ -1,5 +1,6 @@
 """The command line as people and scripts rely on it: commands, options, exit codes, and what starting it costs."""
 
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -114,6 +115,26 @@ def test_an_error_is_one_line_and_ends_with_1(
     assert captured.err.startswith(message)
     assert captured.err.count("\n") == 1
     assert captured.out == ""
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs a device that is always full")
+def test_output_that_cannot_be_written_is_an_error(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tuneloop.server.cli", "keys", "list", "--json", "--home", str(tmp_path)]
+    with Path("/dev/full").open("w") as full:
+        ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("Error: The system refuses: ") and ended.stderr.count("\n") == 1
+
+
+def test_a_port_that_is_taken_is_an_error(tmp_path: Path) -> None:
+    for name in ("config.json", "tokenizer.json", "model.safetensors"):
+        (tmp_path / name).write_text("{}")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        command = [sys.executable, "-m", "tuneloop.server.cli", "serve", str(tmp_path), "--port", str(port)]
+        ended = subprocess.run([*command, "--home", str(tmp_path)], stderr=subprocess.PIPE, text=True, check=False)
+    assert ended.returncode == 1
+    assert f"Error: 127.0.0.1:{port} cannot be listened on: Address already in use." in ended.stderr
 
 
 def test_help_imports_nothing_heavy() -> None:

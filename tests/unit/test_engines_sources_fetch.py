@@ -163,6 +163,18 @@ def test_a_receipt_whose_folder_is_gone_or_broken_finds_nothing(tmp_path: Path) 
     assert cache.find("hf:org/name") is None
 
 
+def test_a_home_may_be_moved(tmp_path: Path) -> None:
+    cache = ModelCache(tmp_path / "old")
+    built = cache.partial("pypi:x") / "checkpoint"
+    built.mkdir()
+    for name, content in FILES.items():
+        (built / name).write_text(content)
+    cache.install("pypi:x", built)
+    (tmp_path / "old").rename(tmp_path / "new")
+    moved = ModelCache(tmp_path / "new")
+    assert moved.find("pypi:x") == moved.folder(moved.key("pypi:x"))
+
+
 def test_unfinished_work_is_kept_and_never_taken_for_finished(tmp_path: Path) -> None:
     cache = ModelCache(tmp_path)
     (cache.partial("pypi:x") / "half").write_text("half")

@@ -100,6 +100,7 @@ async def harness() -> AsyncIterator[Harness]:
         ("Overloaded", 429, "rate_limit_error", {"retry-after": "3"}),
         ("Unavailable", 503, "server_error", {"retry-after": "1"}),
         ("DeadlineExceeded", 504, "server_error", {}),
+        ("StorageFull", 507, "server_error", {}),
     ],
 )
 async def test_each_error_has_its_status(
@@ -121,7 +122,7 @@ async def test_every_kind_of_error_is_mapped() -> None:
     for kind in kinds.TuneloopError.__subclasses__():
         for leaf in leaves(kind):
             error = leaf.__new__(leaf)
-            assert errors.status_of(error) < 500 or leaf.__name__ in ("Unavailable", "DeadlineExceeded")
+            assert errors.status_of(error) < 500 or leaf.__name__ in ("Unavailable", "StorageFull", "DeadlineExceeded")
 
 
 async def test_a_bug_tells_its_request_id_and_nothing_else(harness: Harness) -> None:
@@ -148,7 +149,8 @@ async def test_unknown_routes_and_methods_have_the_error_object(harness: Harness
         ('{"number": "x"}', "number", "The field 'number' is wrong"),
         ('{"number": 1, "nummer": 2}', "nummer", "The field 'nummer' is not known"),
         ('{"number": "x", "text": 1}', "number", "(One more field is wrong.)"),
-        ("[]", None, "The body is wrong"),
+        ("[]", None, "The body must be a JSON object"),
+        ("", None, "The body must be a JSON object"),
     ],
 )
 async def test_a_wrong_body_is_named(harness: Harness, body: str, param: str | None, words: str) -> None:

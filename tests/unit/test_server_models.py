@@ -66,6 +66,11 @@ async def test_load_unload_pin(running: Running) -> None:
     assert (await client.get("/v1/models/second")).status_code == 404
 
 
+async def test_a_model_that_is_not_there_cannot_be_deleted(running: Running) -> None:
+    refused = await running.client.delete("/v1/models/nobody")
+    assert (refused.status_code, refused.json()["error"]["code"]) == (404, "model_not_found")
+
+
 async def test_a_base_model_with_adapters_is_not_deleted(running: Running, make_adapter: MakeAdapter) -> None:
     await post(running.client, "support", make_adapter(), base=BASE)
     assert (await running.client.post("/v1/models/load", json={"model": "support"})).status_code == 409

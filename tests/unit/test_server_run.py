@@ -150,15 +150,3 @@ def test_a_killed_upload_leaves_nothing_behind(tmp_path: Path) -> None:
         again.process.send_signal(signal.SIGTERM)
         again.lines()
     assert again.process.returncode == 0
-
-
-def test_a_port_that_is_taken_is_said_before_anything_loads(tmp_path: Path) -> None:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = str(taken.getsockname()[1])
-        arguments = [sys.executable, str(CHILD), "/nowhere", str(tmp_path / "home"), port, "0"]
-        done = subprocess.run(arguments, stderr=subprocess.PIPE, text=True, check=False)
-    assert done.returncode != 0
-    assert "in use" in done.stderr
-    assert "Traceback" not in done.stderr
