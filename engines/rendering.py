@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import lru_cache
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from jinja2 import Template, TemplateError, TemplateSyntaxError, nodes
 from jinja2.ext import Extension, loopcontrols
@@ -17,9 +17,6 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from ..storage.errors import InvalidInput
-
-if TYPE_CHECKING:
-    from .tokenizer import ChatTokenizer
 
 Message = Mapping[str, Any]  # role, content (text, or a list of {"type": "text", "text": ...}), and what templates know
 
@@ -29,8 +26,19 @@ _CONTINUE_MARK = "\ue0f0tuneloop\ue0f1"
 _PROBE = "\ue0f2probe\ue0f3"
 
 
+class TemplateTokenizer(Protocol):
+    """What rendering needs of a tokenizer; `ChatTokenizer` says what its members mean."""
+
+    @property
+    def special_tokens(self) -> Mapping[str, str]: ...
+
+    def chat_template(self, name_or_source: str | None = None, *, has_tools: bool = False) -> str: ...
+
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]: ...
+
+
 def render_chat(
-    tokenizer: "ChatTokenizer",
+    tokenizer: TemplateTokenizer,
     messages: Sequence[Message],
     *,
     tools: Sequence[Mapping[str, Any]] | None = None,
@@ -59,7 +67,7 @@ def render_chat(
 
 
 def render_text(
-    tokenizer: "ChatTokenizer",
+    tokenizer: TemplateTokenizer,
     messages: Sequence[Message],
     *,
     tools: Sequence[Mapping[str, Any]] | None = None,

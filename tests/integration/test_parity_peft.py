@@ -1,4 +1,4 @@
-"""Greedy output over 64 prompts and 4 adapters: a mixed batch, each request alone, and PEFT itself give the same tokens.
+"""Greedy output over 64 prompts and 4 adapters: a mixed batch, each request alone, and PEFT give the same tokens.
 
 PEFT's side is checked in two ways: its own `generate()` on some requests, and for all of them one forward over prompt
 and answer, whose most likely token at every position must be the one the engine gave (which is what greedy `generate()`
@@ -15,7 +15,6 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
-
 from tuneloop.adapters.base import AdapterVersion
 from tuneloop.engines.base import GenerateRequest, SamplingParams
 from tuneloop.engines.tokenizer import ChatTokenizer
@@ -37,8 +36,8 @@ ADAPTERS: dict[str, dict[str, Any]] = {
 }
 SUBJECTS = (
     "the capital of France", "photosynthesis", "a black hole", "the number seven", "a good breakfast", "the Moon",
-    "TCP and UDP", "the French Revolution", "a haiku", "rust on iron", "chess openings", "the ocean", "bread", "gravity",
-    "a Python list", "winter",
+    "TCP and UDP", "the French Revolution", "a haiku", "rust on iron", "chess openings", "the ocean", "bread",
+    "gravity", "a Python list", "winter",
 )  # fmt: skip
 QUESTIONS = ("What is {}?", "Write one sentence about {}.", "Explain {} to a child.", "Name three facts about {}.")
 
