@@ -9,7 +9,7 @@ import asyncio
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..storage.errors import Unavailable
-from .errors import error_response
+from .refusal import refuse_and_close
 
 PROBES = frozenset({"/health", "/ready", "/metrics", "/version"})  # answered until the end
 
@@ -59,7 +59,7 @@ class DrainMiddleware:
             return
         if self._drain.draining:
             error = Unavailable("The server is shutting down. Send the request again; another replica will take it.")
-            await error_response(error, {"Connection": "close"})(scope, receive, send)
+            await refuse_and_close(error, scope, receive, send)
             return
 
         async def send_closing(message: Message) -> None:

@@ -17,6 +17,7 @@ from ..storage.errors import PermissionDenied, TooLarge
 from .drain import PROBES
 from .errors import error_response, internal_error_response
 from .metrics import Metrics
+from .refusal import refuse_and_close
 
 log = structlog.get_logger("tuneloop.access")
 
@@ -122,8 +123,7 @@ class BodyLimitMiddleware:
         error = TooLarge(f"The body is larger than {limit} bytes. Send less, or raise the server's {setting}.")
         declared = Headers(scope=scope).get("content-length", "")
         if declared.isdigit() and int(declared) > limit:
-            # The body is left unread, so the connection cannot carry another request.
-            await error_response(error, {"Connection": "close"})(scope, receive, send)
+            await refuse_and_close(error, scope, receive, send)
             return
         seen, started = 0, False
 
@@ -150,4 +150,4 @@ class BodyLimitMiddleware:
             if seen <= limit or started:
                 raise
         if seen > limit and not started:
-            await error_response(error, {"Connection": "close"})(scope, receive, send)
+            await refuse_and_close(error, scope, receive, send)
