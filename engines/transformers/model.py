@@ -48,9 +48,18 @@ class LoadedModel:
 
 
 def choose_device(name: str | None) -> torch.device:
-    """The named device, else the accelerator that torch sees, else the CPU."""
+    """The named device, else torch's accelerator, else the CPU. Raises InvalidInput for one that isn't there."""
     if name is not None:
-        return torch.device(name)
+        try:
+            device = torch.device(name)
+            torch.empty(0, device=device)
+        except (RuntimeError, AssertionError) as error:
+            raise InvalidInput(
+                f"device={name} does not work with this build of torch on this machine ({str(error).splitlines()[0]}). "
+                "Leave it out to let the engine choose.",
+                param="device",
+            ) from error
+        return device
     if torch.accelerator.is_available():
         found = torch.accelerator.current_accelerator()
         assert found is not None

@@ -5,6 +5,8 @@ server's writes; a loader thread reads adapters. The worker ends when its socket
 """
 
 import contextlib
+import ctypes
+import gc
 import os
 import socket
 import struct
@@ -70,6 +72,7 @@ class Inbox:
 
 
 def main() -> None:
+    gc.disable()  # nothing that the imports and the load make is garbage, and walking over it takes seconds
     connection = socket.socket(fileno=int(sys.argv[1]))
     config = msgspec.json.decode(sys.argv[2], type=WorkerConfig)
     _limit_threads(config.engine.threads)
@@ -107,7 +110,17 @@ def main() -> None:
             )
         )
     )
+    _return_freed_memory()
+    gc.freeze()  # no later collection walks over the model and the libraries: each would be a pause in every stream
+    gc.enable()
     core.run(inbox.take)
+
+
+def _return_freed_memory() -> None:
+    """Give the system back what loading has freed: glibc keeps it otherwise. Elsewhere there is nothing to call."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim is not None:
+        trim(0)
 
 
 def _limit_threads(threads: int | None) -> None:
