@@ -1,6 +1,9 @@
 """SIGTERM during streams: not ready first, no new work, every stream to its end, exit status 0."""
 
+import json
+import select
 import signal
+import socket
 import threading
 from queue import Queue
 
@@ -24,6 +27,17 @@ def read_stream(server: Server, begun: threading.Event, results: "Queue[list[str
     results.put(lines)
 
 
+def answer_to_a_late_body(server: Server) -> bytes:
+    """All that a client gets that sends its body a moment after its headers."""
+    body = json.dumps(chat()).encode()
+    head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", server.port)) as connection:
+        connection.sendall(head.encode())
+        select.select([connection], [], [], 0.2)
+        connection.sendall(body)
+        return b"".join(iter(lambda: connection.recv(1 << 16), b""))
+
+
 def test_streams_outlive_sigterm(start_server: StartServer) -> None:
     server = start_server(MODEL, "--grace-seconds", str(PATIENCE_SECONDS))
     worker = server.worker()
@@ -42,6 +56,8 @@ def test_streams_outlive_sigterm(start_server: StartServer) -> None:
     refused = server.http.post("/v1/chat/completions", json=chat())
     assert refused.status_code == 503
     assert "retry-after" in refused.headers and refused.headers["connection"] == "close"
+    late = answer_to_a_late_body(server)
+    assert late.startswith(b"HTTP/1.1 503 ") and late.endswith(b"}}"), "the answer is whole, whenever the body comes"
     assert server.http.get("/health").status_code == 200
 
     for thread in threads:
