@@ -5,19 +5,19 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
-from tuneloop.adapters.base import ModuleShape
 
-from .conftest import StartServer
-from .peft_files import random_adapter
+from .conftest import Forcing, StartServer
+from .peft_files import forcing_adapter
 from .serving import MODEL, Server, parse_events
 
 ROOT = Path(__file__).parents[2]
 WRITTEN = "http://127.0.0.1:8000"  # the address in the pages
 _BLOCK = re.compile(r"<!-- run: ([\w-]+) -->\n```(\w+)\n(.*?)```\n", re.DOTALL)
+END_OF_TURN = 2  # <|im_end|> of the built-in model
 _PAGES = ("README.md", "README.zh.md")
 
 
@@ -60,7 +60,7 @@ def run(server: Server, tag: str, folder: Path) -> str:
     return done.stdout
 
 
-def documents(output: str) -> list[dict[str, object]]:
+def documents(output: str) -> list[dict[str, Any]]:
     """The JSON objects that stand one after the other in the output of several curl commands."""
     decoder, found, at = json.JSONDecoder(), [], 0
     while at < len(output.rstrip()):
@@ -96,12 +96,15 @@ def test_the_sdk_prints_paris(server: Server, tmp_path: Path) -> None:
     assert "Paris" in run(server, "sdk", tmp_path)
 
 
-def test_the_adapter_commands(server: Server, tmp_path: Path, shapes: Mapping[str, ModuleShape]) -> None:
-    random_adapter(shapes, 1).folder(tmp_path / "my-adapter")
-    random_adapter(shapes, 2).folder(tmp_path / "my-adapter-v2")
+def test_the_adapter_commands(server: Server, tmp_path: Path, forcing: Forcing) -> None:
+    for rank, folder in ((1, "my-adapter"), (2, "my-adapter-v2")):
+        # It ends its turn at once: the page's chat has no limit of its own.
+        ending = forcing_adapter(forcing.direction, forcing.vocab_size, END_OF_TURN, rank=rank)
+        ending.folder(tmp_path / folder)
     card, answer = documents(run(server, "adapter-upload", tmp_path))
     assert (card["id"], card["base"], card["versions"]) == ("support", MODEL, [1])
     assert (answer["object"], answer["model"]) == ("chat.completion", "support")
+    assert answer["usage"]["completion_tokens"] == 1
     (card,) = documents(run(server, "adapter-replace", tmp_path))
     assert (card["version"], card["versions"]) == (2, [1, 2])
     alias, default = documents(run(server, "adapter-alias", tmp_path))
