@@ -26,7 +26,7 @@ _END_SECONDS = 5.0  # from closing the socket to SIGKILL
 # thread that spins on for one that isn't scheduled costs a whole time slice in every operator. Huge pages spare the
 # translation misses of weights and KV that are read once a step. What the user's environment says goes before.
 _ENVIRONMENT = {
-    "GOMP_SPINCOUNT": "20000",
+    "GOMP_SPINCOUNT": "2000",
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
     "TOKENIZERS_PARALLELISM": "false",
 }
