@@ -40,7 +40,8 @@ def test_two_models_at_once_and_unloading_frees_the_memory(
     start_server: StartServer, tiny_models: dict[str, Path]
 ) -> None:
     server = start_server(MODEL)
-    alone = tree_rss(server)
+    assert ask(server, MODEL).status_code == 200
+    alone = tree_rss(server)  # with what a first request allocates, as at the end
     tiny = load(server, "tiny", tiny_models["a"])
     assert {worker.pid for worker in server.workers()} == {tiny["pid"], server.status()["pid"]}
     with server.sdk() as client:
