@@ -6,6 +6,7 @@ import json
 import shutil
 import tarfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -177,6 +178,8 @@ def test_a_key_is_sent(
     with pytest.raises(SystemExit):
         main(["keys", "create", "ann", "--scope", "admin", "--home", str(tmp_path / "home")])
     secret = capsys.readouterr().out.strip()
+    while shell.run("models", "list")[0] == 0:  # the server may hold "no keys yet" for CACHE_SECONDS
+        time.sleep(0.1)
     assert "API key" in shell.error("models", "list", "--api-key", "tl-wrong")
     assert "MODEL" in shell.ok("models", "list", "--api-key", secret)
     monkeypatch.setenv("TUNELOOP_API_KEY", secret)
