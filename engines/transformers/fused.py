@@ -77,7 +77,7 @@ class FusedNorm(nn.Module):
         super().__init__()
         size = weight.shape[0]
         self.scaled = weight * size**0.5
-        self.shift = size * eps
+        self.shift = torch.tensor(size * eps, dtype=weight.dtype, device=weight.device)  # a float would be converted
 
     def forward(self, x: Tensor) -> Tensor:
         inverse = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().add_(self.shift).rsqrt_()

@@ -97,12 +97,12 @@ class AdaptedLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x [..., in] -> [..., out]."""
-        flat = x.reshape(-1, self.in_features)
+        flat = x if x.dim() == 2 else x.reshape(-1, self.in_features)
         y = self._kernel(flat)
         plan = self._plan()
         if plan is not None and self.stacks:
             y = self._adapt(flat, y, plan)
-        return y.view(*x.shape[:-1], self.out_features)
+        return y if x.dim() == 2 else y.view(*x.shape[:-1], self.out_features)
 
     def _adapt(self, x: Tensor, y: Tensor, plan: LoraPlan) -> Tensor:
         for rows, rank, slots in plan.scaled:
