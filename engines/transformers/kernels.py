@@ -5,6 +5,7 @@ weights (fp32 maths) halve those bytes; oneDNN's reordered float32 weights are e
 Other devices use the framework's own product.
 """
 
+import warnings
 from abc import ABC, abstractmethod
 
 import torch
@@ -124,12 +125,16 @@ class Int8Kernel(Kernel):
         weight = weight.float().contiguous()
         scales = (weight.abs().amax(dim=1) / 127.0).clamp_min(1e-12).double()
         zeros = torch.zeros_like(scales, dtype=torch.long)
-        quantised = torch.quantize_per_channel(weight, scales, zeros, 0, torch.qint8)
+        with (
+            warnings.catch_warnings()
+        ):  # torch means to replace its quantised tensors; fbgemm's packing takes only them
+            warnings.simplefilter("ignore", UserWarning)
+            quantised = torch.quantize_per_channel(weight, scales, zeros, 0, torch.qint8)
         self._packed = torch.ops.quantized.linear_prepack(quantised, bias.float() if bias is not None else None)
         self._run = torch.ops.quantized.linear_dynamic.default
 
     def __call__(self, x: Tensor) -> Tensor:
-        y: Tensor = self._run(x, self._packed)
+        y: Tensor = self._run(x, self._packed, True)  # 7-bit activations: 8 bits overflow the sums of AVX2
         return y
 
     def dense(self) -> Tensor:
