@@ -1,6 +1,6 @@
 """Output tokens a second and time to first token at concurrency 1, 8 and 32, base and 8 mixed adapters, against peers.
 
-Each runs alone: vLLM, then ours with float32 weights, then ours as it comes (fp16-stored weights, float32 maths).
+Each runs alone: vLLM, then ours with float32 weights, as it comes (fp16-stored weights, float32 maths), and in int8.
 """
 
 import json
@@ -49,7 +49,7 @@ async def run(setting: Setting, report: Report) -> object:
             starts["vLLM float32"] = server.start_seconds
             results["vLLM float32"] = await measure(server, report, "vLLM float32")
             memory["vLLM float32"] = server.resident_bytes
-    for label, weights in (("ours float32", "float32"), ("ours", "auto")):
+    for label, weights in (("ours float32", "float32"), ("ours", "auto"), ("ours int8", "int8")):
         home = setting.fresh_home(f"throughput-{weights}")
         with tuneloop(home, setting.scratch / f"{weights}.log", roots=setting.scratch, weights=weights) as server:
             starts[label] = server.start_seconds
