@@ -40,7 +40,7 @@ from .wire import engine_info, logprob, prompt_logprobs, submit
 
 @dataclass
 class _Stream:
-    """What one request's iterator waits for: tokens in order, or one error. `open_rows` counts unfinished ones."""
+    """What one request's iterator waits for: tokens in order, or one error."""
 
     rows: list["_RowText"]
     items: asyncio.Queue[Token | TuneloopError] = field(default_factory=asyncio.Queue)

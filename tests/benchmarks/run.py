@@ -5,7 +5,6 @@ Parts (choose with --only): throughput, upload, zipf, overhead. Nothing else sho
 
 import argparse
 import asyncio
-import json
 import tempfile
 from pathlib import Path
 
@@ -30,7 +29,7 @@ def main() -> None:
         for name in arguments.only or list(PARTS):
             report.say(f"\n== {name}")
             report.keep(name, asyncio.run(PARTS[name](setting, report)))
-    report.say(f"\nfigures: .bench/latest.json\n{json.dumps(machine())}")
+    report.say(f"\nfigures: .bench/latest.json\n{machine()}")
 
 
 if __name__ == "__main__":

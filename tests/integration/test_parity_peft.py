@@ -140,6 +140,7 @@ async def test_mixed_batch_alone_and_peft_agree(model_path: Path, tmp_path: Path
     differing = [key for key in mixed if mixed[key] != alone[key]]
 
     wrong: list[str] = []
+    ties: list[str] = []
     for name, version in versions.items():
         peft = PeftModel.from_pretrained(base, version.path).eval()
         for kind, answers in (("mixed", mixed), ("alone", alone)):
@@ -155,10 +156,11 @@ async def test_mixed_batch_alone_and_peft_agree(model_path: Path, tmp_path: Path
                 eos_token_id=None,
                 pad_token_id=0,
             )[0, len(prompts[i]) :].tolist()
-            if out != alone[f"{name}/{i}"] and not wrong:
-                print(f"tie: {name}/{i}: generate() {out}, engine {alone[f'{name}/{i}']}")  # noqa: T201
+            if out != alone[f"{name}/{i}"]:
+                ties.append(f"{name}/{i}: generate() {out}, engine {alone[f'{name}/{i}']}")
         peft.unload()
     assert not wrong, "\n".join(wrong)
+    assert len(ties) <= 1, ties  # both sides were greedy, so more than a rare tie is a fault
     for key in differing:  # both were shown to be greedy for PEFT, so this is a tie
         print(f"tie: {key}: mixed {mixed[key]}, alone {alone[key]}")  # noqa: T201
     assert len(differing) <= 3, differing
