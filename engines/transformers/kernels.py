@@ -7,6 +7,7 @@ Other devices use the framework's own product.
 
 import warnings
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -18,11 +19,6 @@ from ...storage.errors import InvalidInput
 class Kernel(ABC):
     """y = x Wᵀ + b for x [rows, in_features]; the returned y may be written to by the caller."""
 
-    @classmethod
-    def make(cls, weight: Tensor, bias: Tensor | None) -> "Kernel":
-        """Pack `weight` [out_features, in_features]; the caller may then drop it."""
-        raise TypeError(f"{cls.__name__} is not made from a weight")
-
     @abstractmethod
     def __call__(self, x: Tensor) -> Tensor: ...
 
@@ -33,10 +29,6 @@ class Kernel(ABC):
 
 class NativeKernel(Kernel):
     """`F.linear` on the module's own weight: any device, any dtype."""
-
-    @classmethod
-    def make(cls, weight: Tensor, bias: Tensor | None) -> "Kernel":
-        return cls(weight, bias)
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         self._weight, self._bias = weight, bias
@@ -68,10 +60,6 @@ class ModuleKernel(Kernel):
 class OneDnnKernel(Kernel):
     """oneDNN with the weight reordered once into its blocked layout: float32, exact."""
 
-    @classmethod
-    def make(cls, weight: Tensor, bias: Tensor | None) -> "Kernel":
-        return cls(weight, bias)
-
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         self._weight = torch.ops.mkldnn._reorder_linear_weight(weight.float().contiguous(), None)
         self._bias = bias.float() if bias is not None else None
@@ -88,10 +76,6 @@ class OneDnnKernel(Kernel):
 
 class Float16Kernel(Kernel):
     """fbgemm: weights stored in fp16, products and sums in float32. Exact to the rounding of the weights."""
-
-    @classmethod
-    def make(cls, weight: Tensor, bias: Tensor | None) -> "Kernel":
-        return cls(weight, bias)
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         saturated = weight.abs().max().item() if weight.numel() else 0.0
@@ -117,10 +101,6 @@ class Float16Kernel(Kernel):
 class Int8Kernel(Kernel):
     """fbgemm: int8 weights a row, activations quantised at run time. Fast and lossy: only on the user's wish."""
 
-    @classmethod
-    def make(cls, weight: Tensor, bias: Tensor | None) -> "Kernel":
-        return cls(weight, bias)
-
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         weight = weight.float().contiguous()
         scales = (weight.abs().amax(dim=1) / 127.0).clamp_min(1e-12).double()
@@ -142,7 +122,9 @@ class Int8Kernel(Kernel):
         return weight
 
 
-KERNELS: dict[str, type[Kernel]] = {
+KernelFactory = Callable[[Tensor, Tensor | None], Kernel]  # packs a weight [out, in] and a bias; both may then go
+
+KERNELS: dict[str, KernelFactory] = {
     "native": NativeKernel,
     "float32": OneDnnKernel,
     "float16": Float16Kernel,
@@ -150,7 +132,7 @@ KERNELS: dict[str, type[Kernel]] = {
 }
 
 
-def choose_kernel(weights: str, device: torch.device, bits_per_weight: float) -> tuple[type[Kernel], str]:
+def choose_kernel(weights: str, device: torch.device, bits_per_weight: float) -> tuple[KernelFactory, str]:
     """The kernel for `weights` (TransformersConfig) and the reason, for people. Raises InvalidInput if unfit."""
     if device.type != "cpu":
         if weights not in ("auto", "native"):

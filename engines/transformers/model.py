@@ -21,7 +21,7 @@ from .attention import ATTENTION
 from .batch import ChunkInput, build_batch
 from .config import TransformersConfig
 from .executor import Executor, FlatExecutor, GroupExecutor
-from .kernels import Float16Kernel, Int8Kernel, Kernel, choose_kernel
+from .kernels import Float16Kernel, Int8Kernel, KernelFactory, choose_kernel
 from .kv import KVPool, KVShape
 from .linear import AdaptedLinear
 from .surgery import Surgeon
@@ -213,10 +213,11 @@ def _through_pool(
     return torch.stack(rows)
 
 
-def _agree(expected: Tensor, got: Tensor | None, kernel: type[Kernel], dtype: torch.dtype) -> bool:
+def _agree(expected: Tensor, got: Tensor | None, kernel: KernelFactory, dtype: torch.dtype) -> bool:
     if got is None or got.shape != expected.shape or not bool(torch.isfinite(got).all()):
         return False
-    relative = {Float16Kernel: 0.03, Int8Kernel: 0.5}.get(kernel, 2e-3 if dtype == torch.float32 else 0.1)
+    lossy: dict[KernelFactory, float] = {Float16Kernel: 0.03, Int8Kernel: 0.5}
+    relative = lossy.get(kernel, 2e-3 if dtype == torch.float32 else 0.1)
     spread = float(expected.std().clamp_min(1e-6))
     return float((expected - got).abs().max()) <= relative * max(spread, 1e-3) * 10
 

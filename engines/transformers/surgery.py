@@ -14,7 +14,7 @@ from transformers.pytorch_utils import Conv1D
 
 from .batch import current
 from .fused import FUSED_ATTENTION, FUSED_NORM, FusedAttention, FusedMLP, FusedNorm
-from .kernels import Kernel, ModuleKernel
+from .kernels import Kernel, KernelFactory, ModuleKernel
 from .linear import AdaptedLinear, LoraPlan, Part
 
 
@@ -22,7 +22,7 @@ from .linear import AdaptedLinear, LoraPlan, Part
 class Surgeon:
     """Replaces the modules of one model. `fuse` is False for the path that keeps the model's own attention."""
 
-    kernel: type[Kernel]
+    kernel: KernelFactory
     dtype: torch.dtype
     device: torch.device
     fuse: bool
@@ -62,7 +62,7 @@ class Surgeon:
         if len(named) == 1 and type(named[0][1]) not in (nn.Linear, Conv1D):
             kernel: Kernel = ModuleKernel(named[0][1])
         else:
-            kernel = self.kernel.make(weights[0] if len(weights) == 1 else torch.cat(weights), bias)
+            kernel = self.kernel(weights[0] if len(weights) == 1 else torch.cat(weights), bias)
         name = "+".join(n for n, _ in named)
         plan: Callable[[], LoraPlan | None] = current.head_plan if name == self.head else current.body_plan
         linear = AdaptedLinear(

@@ -17,7 +17,7 @@ def test_products(name: str, biased: bool, rows: int) -> None:
     bias = torch.randn(96) if biased else None
     x = torch.randn(rows, 288)
     expected = torch.nn.functional.linear(x.double(), weight.double(), None if bias is None else bias.double())
-    kernel = KERNELS[name].make(weight.clone(), bias)
+    kernel = KERNELS[name](weight.clone(), bias)
     error = (kernel(x).double() - expected).abs().max() / expected.abs().max()
     assert float(error) < TOLERANCE[name]
     assert torch.allclose(kernel.dense(), weight, atol=TOLERANCE[name] * float(weight.abs().max()))
@@ -28,7 +28,7 @@ def test_sums_do_not_overflow(name: str) -> None:
     """All products at their largest and of one sign: 8-bit by 8-bit ones overflow the 16-bit sums of AVX2."""
     weight = torch.full((32, 1024), 0.1)
     x = torch.ones(4, 1024)
-    result = KERNELS[name].make(weight, None)(x)
+    result = KERNELS[name](weight, None)(x)
     assert torch.allclose(result, torch.full_like(result, 102.4), rtol=0.02)
 
 
@@ -44,4 +44,4 @@ def test_the_choice_follows_the_checkpoint_and_the_device() -> None:
 
 def test_weights_beyond_float16_are_refused() -> None:
     with pytest.raises(InvalidInput, match="does not fit float16"):
-        KERNELS["float16"].make(torch.full((8, 8), 1e6), None)
+        KERNELS["float16"](torch.full((8, 8), 1e6), None)

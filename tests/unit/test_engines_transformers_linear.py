@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from tuneloop.engines.transformers.batch import AdapterSlot, Owned, plan_lora
-from tuneloop.engines.transformers.kernels import Float16Kernel, Kernel, NativeKernel, OneDnnKernel
+from tuneloop.engines.transformers.kernels import Float16Kernel, KernelFactory, NativeKernel, OneDnnKernel
 from tuneloop.engines.transformers.linear import AdaptedLinear, LoraPlan, Part
 
 CPU = torch.device("cpu")
@@ -17,7 +17,7 @@ OUTER = sum(SIZES)
 class Bench:
     """A fused linear of two modules with a bias, and a plain record of what is installed in it."""
 
-    def __init__(self, kernel: type[Kernel] = NativeKernel, seed: int = 0, bias: bool = True) -> None:
+    def __init__(self, kernel: KernelFactory = NativeKernel, seed: int = 0, bias: bool = True) -> None:
         self.generator = torch.Generator().manual_seed(seed)
         self.weight = self.random(OUTER, INNER)
         self.bias = self.random(OUTER) if bias else None
@@ -26,7 +26,7 @@ class Bench:
         self.linear = AdaptedLinear(
             "q+k",
             parts,
-            kernel.make(self.weight, self.bias),
+            kernel(self.weight, self.bias),
             in_features=INNER,
             bias=self.bias,
             dtype=torch.float32,
@@ -107,7 +107,7 @@ def singles(*places: tuple[int, int, bool] | None) -> list[Owned]:
 
 
 @pytest.mark.parametrize("kernel", [NativeKernel, OneDnnKernel])
-def test_exact_kernels_are_exact_with_adapters(kernel: type[Kernel]) -> None:
+def test_exact_kernels_are_exact_with_adapters(kernel: KernelFactory) -> None:
     bench = Bench(kernel)
     bench.install(8, 0, 4, dora=True)
     bench.install(8, 3, 4, dora=False)
@@ -122,7 +122,7 @@ def test_half_stored_weights_are_near() -> None:
 
 
 @pytest.mark.parametrize("kernel", [NativeKernel, OneDnnKernel, Float16Kernel])
-def test_no_rows_give_no_rows(kernel: type[Kernel]) -> None:
+def test_no_rows_give_no_rows(kernel: KernelFactory) -> None:
     """A step of prompt chunks that end nowhere asks the head for nothing."""
     assert Bench(kernel).linear(torch.empty(0, INNER)).shape == (0, OUTER)
 
