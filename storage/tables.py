@@ -154,3 +154,98 @@ class AdapterAliasHistory(Table):
     alias: Mapped[str]
     weights: Mapped[dict[str, float]]
     updated_at: Mapped[datetime]  # when the alias began to point there
+
+
+class File(Table):
+    """A file of /v1/files. Its bytes are the object `blob`, which is stored before the row is written."""
+
+    __tablename__ = "files"
+
+    id: Mapped[str] = mapped_column(primary_key=True)  # file-...
+    filename: Mapped[str]
+    purpose: Mapped[str] = mapped_column(index=True)
+    size_bytes: Mapped[int] = mapped_column(BigInteger)
+    digest: Mapped[str]  # "sha256:..." of the bytes
+    blob: Mapped[str]  # key in the object store
+    created_at: Mapped[datetime] = mapped_column(index=True)
+    expires_at: Mapped[datetime | None]
+
+
+class TuningJob(Table):
+    """A fine-tuning job. `request` is what was asked for, `spec` what the trainer gets; neither ever changes.
+
+    `state` is one of finetune/jobs/base.py's. `wanted` is what a person last asked of it (`pause`, `cancel`).
+    `log_offset` says how many bytes of the trainer's event log are in `tuning_events`; both change in one transaction.
+    `handle` is the launcher's, by which a restarted server finds the trainer again.
+    """
+
+    __tablename__ = "tuning_jobs"
+
+    id: Mapped[str] = mapped_column(primary_key=True)  # ftjob-...
+    created_at: Mapped[datetime] = mapped_column(index=True)
+    updated_at: Mapped[datetime]
+    state: Mapped[str] = mapped_column(index=True)
+    wanted: Mapped[str | None]
+    priority: Mapped[int] = mapped_column(default=0)
+    model: Mapped[str]  # as the request names it: a base model, or an adapter to go on from
+    base: Mapped[str]
+    method: Mapped[str]
+    request: Mapped[dict[str, Any]]
+    spec: Mapped[dict[str, Any]]
+    resolved: Mapped[dict[str, Any]] = mapped_column(default=dict)  # what `auto` became, row and token counts
+    progress: Mapped[dict[str, Any]] = mapped_column(default=dict)  # the newest step's metrics, tokens/s, ETA
+    job_metadata: Mapped[dict[str, Any]] = mapped_column(default=dict)
+    training_file: Mapped[str]
+    validation_file: Mapped[str | None]
+    output_name: Mapped[str]  # ft:<base>:<suffix>:<id>: the name of the result
+    fine_tuned_model: Mapped[str | None]
+    result_files: Mapped[list[str]]
+    trained_tokens: Mapped[int | None] = mapped_column(BigInteger)
+    error: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    attempts: Mapped[int] = mapped_column(default=0)
+    attempt_step: Mapped[int] = mapped_column(default=0)  # the last checkpoint's step when the running attempt began
+    devices: Mapped[list[str] | None]
+    launcher: Mapped[str | None]
+    handle: Mapped[dict[str, Any] | None] = mapped_column(JSON(none_as_null=True))
+    log_offset: Mapped[int] = mapped_column(BigInteger, default=0)
+    started_at: Mapped[datetime | None]
+    finished_at: Mapped[datetime | None]
+
+
+class TuningEvent(Table):
+    """One event of a job, in the order of `seq`; `type` is OpenAI's (`message`, `metrics`)."""
+
+    __tablename__ = "tuning_events"
+
+    job: Mapped[str] = mapped_column(ForeignKey("tuning_jobs.id", ondelete="CASCADE"), primary_key=True)
+    seq: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    id: Mapped[str] = mapped_column(unique=True)  # ftevent-...
+    created_at: Mapped[datetime]
+    level: Mapped[str]
+    type: Mapped[str]
+    message: Mapped[str]
+    data: Mapped[dict[str, Any]] = mapped_column(default=dict)
+
+
+class TuningCheckpoint(Table):
+    """A checkpoint that can be served by its `model` name (`...:ckpt-step-N`)."""
+
+    __tablename__ = "tuning_checkpoints"
+
+    id: Mapped[str] = mapped_column(primary_key=True)  # ftckpt_...
+    job: Mapped[str] = mapped_column(ForeignKey("tuning_jobs.id", ondelete="CASCADE"), index=True)
+    step: Mapped[int]
+    model: Mapped[str] = mapped_column(unique=True)
+    created_at: Mapped[datetime]
+    metrics: Mapped[dict[str, Any]] = mapped_column(default=dict)
+
+
+class CheckpointPermission(Table):
+    """A project that may use a checkpoint; kept for OpenAI's own calls."""
+
+    __tablename__ = "checkpoint_permissions"
+
+    id: Mapped[str] = mapped_column(primary_key=True)  # cp_...
+    checkpoint: Mapped[str] = mapped_column(index=True)  # the checkpoint's model name
+    project: Mapped[str]
+    created_at: Mapped[datetime]

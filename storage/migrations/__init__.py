@@ -14,7 +14,7 @@ from ..errors import Conflict
 if TYPE_CHECKING:
     from alembic.config import Config
 
-HEAD = "0001"  # the last step's revision, so that a start with nothing to do need not import Alembic to learn it
+HEAD = "0002"  # the last step's revision, so that a start with nothing to do need not import Alembic to learn it
 _LOCK = 0x74756E65  # any number will do, as long as all replicas use the same
 
 

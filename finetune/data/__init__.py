@@ -1,0 +1,1 @@
+"""From files to token ids: sources, formats, checks, rendering, cutting, packing, and the store that trainers read."""

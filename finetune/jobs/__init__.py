@@ -1,0 +1,1 @@
+"""Fine-tuning jobs: the queue, what becomes of trainers and their results."""

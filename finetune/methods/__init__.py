@@ -1,0 +1,1 @@
+"""Training methods: what each learns from, and its loss."""

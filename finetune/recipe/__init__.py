@@ -1,0 +1,1 @@
+"""What decides a training run, and how YAML, command lines and jobs become it."""

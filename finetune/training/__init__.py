@@ -1,0 +1,1 @@
+"""The trainer process: model, batches, loop, checkpoints, trackers."""
