@@ -55,7 +55,7 @@ class EventWriter:
         _cut_torn_line(path)
         self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
 
-    def write(self, kind: Kind, message: str = "", *, level: Level = "info", **data: Any) -> None:
+    def write(self, kind: Kind, message: str = "", /, *, level: Level = "info", **data: Any) -> None:
         """Append one event in one write; what changes a run's state (not mere metrics) is on the disk on return."""
         line = json.dumps({"at": time.time(), "kind": kind, "level": level, "message": message, "data": data})
         os.write(self._file, line.encode() + b"\n")

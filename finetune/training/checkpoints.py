@@ -1,0 +1,108 @@
+"""What a run leaves on the disk: checkpoints to serve and to resume from, and its result. Each is complete or absent.
+
+step-N/          the adapter (two PEFT files) or the model (a checkpoint folder), as an engine loads it
+step-N/state/    optimiser, scheduler, random states, trainer_state.json, for resuming only
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from ...adapters.files import CONFIG_NAME
+from ...storage.durable import files_below, sync_file, sync_folder
+from ..run_folder import RunFolder, RunSpec
+from .model import TrainedModel
+from .stack import stack
+
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".index.json", ".h5", ".msgpack")
+
+
+def put_folder(path: Path, fill: Callable[[Path], None]) -> None:
+    """Make the folder `path` by `fill(folder)`: written aside, synced, renamed. One that exists is replaced."""
+    aside = path.parent / f".{path.name}.new"
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    try:
+        fill(aside)
+        for file in files_below(aside):
+            sync_file(aside / file)
+        sync_folder(aside)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise
+    if path.exists():
+        shutil.rmtree(path)
+    aside.rename(path)
+    sync_folder(path.parent)
+
+
+def save_weights(trained: TrainedModel, spec: RunSpec, folder: Path, *, model: Any = None) -> None:
+    """What an engine loads: the adapter as PEFT saves it, or a whole checkpoint with its tokenizer, in float32.
+
+    `model` is the model to save when it is not the run's own object (unwrapped by accelerate).
+    """
+    model = trained.model if model is None else model
+    if trained.is_lora:
+        model.save_pretrained(folder, save_embedding_layers=False)  # which PEFT would ask the hub about
+        (folder / "README.md").unlink(missing_ok=True)  # PEFT's card has blanks only
+        _finish_adapter(trained, spec, folder)
+    else:
+        model.save_pretrained(folder)
+        copy_tokenizer(spec.model_path, folder)
+
+
+def save_result(trained: TrainedModel, spec: RunSpec, recipe: Any, folder: Path) -> str:
+    """Write the result; returns its kind, `adapter` or `model`.
+
+    An adapter with fully trained modules beside it (`additional_target`) cannot be served as one: it is merged.
+    """
+    if trained.is_lora and not recipe.additional_target:
+        save_weights(trained, spec, folder)
+        if recipe.create_new_adapter and spec.adapter_path is not None:
+            stack(spec.adapter_path, folder)
+        return "adapter"
+    model = trained.model.merge_and_unload() if trained.is_lora else trained.model
+    model.to(trained.saved_dtype)
+    model.config.use_cache = True
+    model.save_pretrained(folder)
+    copy_tokenizer(spec.model_path, folder)
+    return "model"
+
+
+def write_lineage(folder: Path, facts: Mapping[str, Any]) -> None:
+    """`tuneloop.json`: base, data digest, recipe and metrics, beside a result that stays a folder."""
+    (folder / "tuneloop.json").write_text(json.dumps(facts, indent=1, default=str), "utf-8")
+
+
+def copy_tokenizer(source: Path, folder: Path) -> None:
+    """All small files of a checkpoint that the new one lacks: tokenizer, chat template, generation defaults."""
+    for file in source.iterdir():
+        target = folder / file.name
+        if file.is_file() and not file.name.endswith(_WEIGHTS) and not target.exists() and file.name[0] != ".":
+            shutil.copyfile(file, target)
+
+
+def prune(run: RunFolder, *, keep: int | None, best: int | None) -> None:
+    """Remove the oldest checkpoints beyond `keep`, never the best one; and states that no run will resume from."""
+    steps = run.steps()
+    if keep is not None:
+        for step in [step for step in steps[:-keep] if step != best]:
+            shutil.rmtree(run.checkpoint(step), ignore_errors=True)
+    for step in steps[:-1]:
+        shutil.rmtree(run.checkpoint(step) / "state", ignore_errors=True)
+
+
+def resumable_step(run: RunFolder) -> int | None:
+    """The newest step that a run can go on from."""
+    found = [step for step in run.steps() if (run.checkpoint(step) / "state" / "trainer_state.json").is_file()]
+    return found[-1] if found else None
+
+
+def _finish_adapter(trained: TrainedModel, spec: RunSpec, folder: Path) -> None:
+    """The served name of the base, not a folder of this machine."""
+    config = json.loads((folder / CONFIG_NAME).read_text("utf-8"))
+    config["base_model_name_or_path"] = spec.base_name
+    (folder / CONFIG_NAME).write_text(json.dumps(config, indent=2, sort_keys=True) + os.linesep, "utf-8")
