@@ -157,7 +157,7 @@ def varlen_attention(
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     window = _window(module, sliding_window)
     if tuneloop_borders is None:
-        return attend_rows(query, key, value, scale, dropout, window), None
+        return attend_rows(query, key, value, scale=scale, dropout=dropout, window=window), None
     return attend(query, key, value, tuneloop_borders, scale, dropout, window), None
 
 

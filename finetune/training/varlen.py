@@ -55,19 +55,20 @@ def attend(
     if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16) and dropout == 0:
         return _attend_cuda(query, key, value, layout, scale, window)
     if query.device.type == "cpu" and window is None and dropout == 0 and query.shape[-1] == value.shape[-1]:
-        out: Tensor = _Flash.apply(query, key, value, layout, scale)
+        out: Tensor = _Flash.apply(query, key, value, layout, scale)  # type: ignore[no-untyped-call]
         return out
     sizes = [count * length for _, count, length in layout.runs]
-    outs = [
-        attend_rows(*(_rows(x, count, length) for x in parts), scale, dropout, window).flatten(0, 1)
-        for (_, count, length), *parts in zip(
-            layout.runs, query.split(sizes, 2), key.split(sizes, 2), value.split(sizes, 2), strict=True
-        )
-    ]
+    split = zip(layout.runs, *(torch.split(x, sizes, 2) for x in (query, key, value)), strict=True)
+    outs: list[Tensor] = []
+    for (_, count, length), q, k, v in split:
+        rows = (_rows(x, count, length) for x in (q, k, v))
+        outs.append(attend_rows(*rows, scale=scale, dropout=dropout, window=window).flatten(0, 1))
     return torch.cat(outs)[None]
 
 
-def attend_rows(query: Tensor, key: Tensor, value: Tensor, scale: float, dropout: float, window: int | None) -> Tensor:
+def attend_rows(
+    query: Tensor, key: Tensor, value: Tensor, *, scale: float, dropout: float, window: int | None
+) -> Tensor:
     """query [n, heads, L, dim], each row one sequence -> [n, L, heads, value_dim]."""
     gqa = query.shape[1] != key.shape[1]
     mask = None

@@ -65,7 +65,7 @@ def test_no_token_sees_another_sequence(window: int | None) -> None:
     q, k, v = (torch.randn(1, heads, length, 8, requires_grad=True) for heads in (4, 2, 2))
     out = attend(q, k, v, layout, 0.3, 0.0, window)
     rows = [
-        attend_rows(q[:, :, a:b], k[:, :, a:b], v[:, :, a:b], 0.3, 0.0, window)
+        attend_rows(q[:, :, a:b], k[:, :, a:b], v[:, :, a:b], scale=0.3, dropout=0.0, window=window)
         for a, b in zip(layout.starts, layout.starts[1:])  # noqa: B905
     ]
     torch.testing.assert_close(out, torch.cat(rows, 1))
