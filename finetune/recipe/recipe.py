@@ -4,9 +4,12 @@ It knows no file and no model: `read.py` makes it from YAML and command lines, `
 A recipe is frozen, refuses unknown keys, and travels as JSON inside a run's spec.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+from .checks import contradiction
 
 
 def _names(value: Any) -> Any:
@@ -118,7 +121,9 @@ class Recipe(BaseModel):
     )
 
     # Validation and the end
-    eval_strategy: Interval = Field(default="no", description="When to validate; with validation data: every epoch.")
+    eval_strategy: Interval | None = Field(
+        default=None, description="When to validate; empty: every epoch, if there is validation data."
+    )
     eval_steps: int | None = Field(default=None, ge=1, description="Steps between validations.")
     early_stopping_steps: int | None = Field(
         default=None, ge=1, description="End after so many validations without a better loss."
@@ -147,3 +152,10 @@ class Recipe(BaseModel):
     threads: int | None = Field(
         default=None, ge=1, description="Compute threads on a CPU; empty: the launcher's choice."
     )
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        found = contradiction(self)
+        if found is not None:
+            raise PydanticCustomError("contradiction", "{sentence}", {"key": found[0], "sentence": found[1]})
+        return self
