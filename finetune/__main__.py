@@ -45,7 +45,7 @@ def _keep_memory(arguments: list[str]) -> None:
     names = ("hugetlb=1", "mmap_threshold=4294967296", "trim_threshold=17179869184")
     tunables = ":".join(f"glibc.malloc.{name}" for name in names)
     command = [sys.executable, "-m", "tuneloop.finetune", *arguments]
-    os.execve(sys.executable, command, {**os.environ, "GLIBC_TUNABLES": tunables})
+    os.execve(sys.executable, command, {**os.environ, "GLIBC_TUNABLES": tunables})  # noqa: S606 - a list, no shell
 
 
 if __name__ == "__main__":

@@ -89,6 +89,7 @@ def training_arguments(
         eval_strategy="no",
         metric_for_best_model="eval_loss",
         greater_is_better=False,
+        restore_callback_states_from_checkpoint=True,
         report_to="none",
         disable_tqdm=True,
         remove_unused_columns=False,

@@ -7,12 +7,13 @@ step-N/state/    optimiser, scheduler, random states, trainer_state.json, for re
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from ...adapters.files import CONFIG_NAME
 from ...storage.durable import files_below, sync_file, sync_folder
+from ..failures import Diverged
 from ..run_folder import RunFolder, RunSpec
 from .model import TrainedModel
 from .stack import stack
@@ -37,6 +38,18 @@ def put_folder(path: Path, fill: Callable[[Path], None]) -> None:
         shutil.rmtree(path)
     aside.rename(path)
     sync_folder(path.parent)
+
+
+def check_finite(trained: TrainedModel) -> None:
+    """Raises Diverged if a trained weight is no number, so that nothing broken is ever saved or served."""
+    import torch
+
+    for name, parameter in trained.model.named_parameters():
+        if parameter.requires_grad and not bool(torch.isfinite(parameter).all()):
+            raise Diverged(
+                f"The weight {name} is no longer finite: the training has diverged. Lower the learning rate or look "
+                "for broken rows in the data. Checkpoints that were saved before are good."
+            )
 
 
 def save_weights(trained: TrainedModel, spec: RunSpec, folder: Path, *, model: Any = None) -> None:
@@ -70,11 +83,6 @@ def save_result(trained: TrainedModel, spec: RunSpec, recipe: Any, folder: Path)
     model.save_pretrained(folder)
     copy_tokenizer(spec.model_path, folder)
     return "model"
-
-
-def write_lineage(folder: Path, facts: Mapping[str, Any]) -> None:
-    """`tuneloop.json`: base, data digest, recipe and metrics, beside a result that stays a folder."""
-    (folder / "tuneloop.json").write_text(json.dumps(facts, indent=1, default=str), "utf-8")
 
 
 def copy_tokenizer(source: Path, folder: Path) -> None:

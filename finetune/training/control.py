@@ -6,7 +6,7 @@ from collections.abc import Callable
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal
 
-from transformers import TrainerCallback
+from transformers import EarlyStoppingCallback, TrainerCallback
 
 from ..recipe.recipe import Recipe
 from ..run_folder import RunFolder
@@ -60,11 +60,9 @@ class Schedule(TrainerCallback):  # type: ignore[misc]
         self._agree = agree  # the largest of all processes' numbers: they must stop at the same step
         inner = {end for end in epoch_ends if end < total_steps}
         self._saves = _steps(recipe.save_strategy, recipe.save_steps, inner, total_steps)
-        strategy = recipe.eval_strategy
-        if validates and strategy == "no":
-            strategy = "steps" if recipe.eval_steps else "epoch"
+        strategy = recipe.eval_strategy or ("steps" if recipe.eval_steps else "epoch")
         self._evaluations = _steps(strategy, recipe.eval_steps, inner, total_steps) | {total_steps}
-        if not validates:
+        if not validates or strategy == "no":
             self._evaluations = set()
 
     def on_step_end(self, args: Any, state: "TrainerState", control: "TrainerControl", **_: Any) -> "TrainerControl":
@@ -80,6 +78,13 @@ class Schedule(TrainerCallback):  # type: ignore[misc]
             control.should_evaluate = False
             control.should_training_stop = True
         return control
+
+
+class EarlyStop(EarlyStoppingCallback):  # type: ignore[misc]
+    """transformers' own, for a loop whose validations are the Schedule's and not the arguments'."""
+
+    def on_train_begin(self, args: Any, state: "TrainerState", control: "TrainerControl", **_: Any) -> None:
+        """Without its checks of the arguments."""
 
 
 def _steps(strategy: str, every: int | None, epoch_ends: set[int], total_steps: int) -> set[int]:

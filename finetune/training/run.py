@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .batches import StepDataset, StreamDataset
     from .model import TrainedModel
     from .trackers import Tracker
+    from .trackers.base import Status
     from .trainer import StepTrainer
 
 
@@ -33,7 +34,11 @@ def train(run: RunFolder) -> int:
     try:
         spec = run.spec()
         os.nice(spec.nice)
-        _Run(run, spec, events, is_main=is_main).execute()
+        attempt = _Run(run, spec, events, is_main=is_main)
+        try:
+            attempt.execute()
+        finally:
+            attempt.close_trackers("failed")  # nothing is left to close after a good end
     except Exception as error:  # noqa: BLE001 - whatever it is, the log must say so
         report(events, error)
         return 1
@@ -66,7 +71,7 @@ class _Run:
         from .arguments import choose_device, training_arguments
         from .budget import plan_memory
         from .checkpoints import resumable_step
-        from .control import Schedule
+        from .control import EarlyStop, Schedule
         from .meter import Meter
         from .model import load_model
         from .trainer import StepTrainer
@@ -112,18 +117,14 @@ class _Run:
         )
         trainer.add_callback(schedule)
         if self.recipe.early_stopping_steps is not None:
-            from transformers import EarlyStoppingCallback
-
-            trainer.add_callback(
-                EarlyStoppingCallback(self.recipe.early_stopping_steps, self.recipe.early_stopping_threshold)
-            )
+            trainer.add_callback(EarlyStop(self.recipe.early_stopping_steps, self.recipe.early_stopping_threshold))
         self._open_trackers()
         self._say_started(trained, device, resume, packed=packed, budget_tokens=budget.max_tokens)
         begin = time.time()
         meter.start(resume or 0)
         trainer.train(resume_from_checkpoint=None if resume is None else str(self.run.checkpoint(resume) / "state"))
         if schedule.stopped is not None:
-            self._close_trackers("stopped")
+            self.close_trackers("stopped")
             if self.is_main:
                 self.events.write(
                     "stopped",
@@ -135,13 +136,14 @@ class _Run:
         self._finish(trained, trainer, meter, seconds=time.time() - begin)
 
     def _finish(self, trained: "TrainedModel", trainer: "StepTrainer", meter: Any, *, seconds: float) -> None:
-        from .checkpoints import put_folder, save_result
+        from .checkpoints import check_finite, put_folder, save_result
 
         step = trainer.state.global_step
         best = trainer.state.best_global_step
         if self.recipe.load_best_model_at_end and best is not None and best in self.run.steps():
             _load(trained, self.run, trainer, self.run.checkpoint(best) / "state")
             step = best
+        check_finite(trained)
         if not self.is_main:
             return
         folder = self.spec.result or self.run.result
@@ -168,7 +170,7 @@ class _Run:
         )
         (self.run.path / "lineage.json").write_text(_json(facts), "utf-8")
         self._plot()
-        self._close_trackers("finished")
+        self.close_trackers("finished")
         self.events.write("finished", "The run is complete.")
 
     def _steps(self, max_tokens: int, rank: int, world: int) -> "StepDataset | StreamDataset":
@@ -203,8 +205,9 @@ class _Run:
 
     def _save(self, trained: "TrainedModel", meter: Any, trainer: "StepTrainer") -> None:
         """A checkpoint: to serve and to resume from."""
-        from .checkpoints import prune, put_folder, save_weights
+        from .checkpoints import check_finite, prune, put_folder, save_weights
 
+        check_finite(trained)
         step = trainer.state.global_step
         path = self.run.checkpoint(step)
         metrics = dict(self.last_metrics)
@@ -232,12 +235,12 @@ class _Run:
         if not self.is_main:
             return
         epoch_of = getattr(steps, "epoch_of", None)
-        epoch = {} if epoch_of is None else {"epoch": epoch_of(step)}
+        known = dict(metrics) if epoch_of is None else {"epoch": epoch_of(step), **metrics}
         self.last_metrics |= metrics
-        known = {name: value for name, value in metrics.items() if value == value}
-        self.events.write("metrics", step=step, **epoch, **known)
+        data: dict[str, Any] = {"step": step, **known}
+        self.events.write("metrics", **data)
         for tracker in self.trackers:
-            tracker.log(step, known | epoch)
+            tracker.log(step, known)
 
     def _say_started(
         self, trained: "TrainedModel", device: "torch.device", resume: int | None, *, packed: bool, budget_tokens: int
@@ -253,7 +256,7 @@ class _Run:
             )
         if resume is not None:
             for tracker in self.trackers:
-                tracker.log(resume, {})
+                tracker.log(resume, {})  # behind which step the run goes on
         self.events.write(
             "started",
             "Training starts." if resume is None else f"Training goes on after step {resume}.",
@@ -277,11 +280,14 @@ class _Run:
             run_name=self.recipe.run_name or self.run.path.name,
             config=self.recipe.model_dump(mode="json"),
             options=dict(self.spec.metadata.get("trackers") or {}),
+            warn=partial(self.events.write, "message", level="warn"),
+            metadata={name: value for name, value in self.spec.metadata.items() if name != "trackers"},
         )
 
-    def _close_trackers(self, status: str) -> None:
+    def close_trackers(self, status: "Status") -> None:
         for tracker in self.trackers:
             tracker.finish(status)
+        self.trackers = []
 
     def _plot(self) -> None:
         if not self.recipe.plot_loss:

@@ -41,6 +41,7 @@ class StepTrainer(Trainer):  # type: ignore[misc]
         save: Callable[["StepTrainer"], None],
         load: Callable[["StepTrainer", Path], None],
     ) -> None:
+        self.control: Any
         super().__init__(model=model, args=arguments, train_dataset=steps, data_collator=_only)
         self._recipe = recipe
         self._validation = validation
