@@ -31,7 +31,7 @@ class Definition:
 
     source: Literal["file", "hf", "ms", "bucket"]
     location: str
-    format: Format
+    format: Format | None  # None: to be recognised, as nothing is said
     revision: str | None = None
     subset: str | None = None
     split: str = "train"
@@ -128,18 +128,19 @@ class _Entry:
                 "Choose a data set with one answer a row",
             )
 
-    def format(self) -> Format:
+    def format(self) -> Format | None:
         formatting = self._value.get("formatting", "alpaca")
+        columns = self._columns("openai" if formatting == "openai" else "sharegpt")
+        tags = self._tags(OPENAI_TAGS if formatting == "openai" else Tags())
         if formatting == "alpaca":
-            return Alpaca(self._columns("alpaca"))
+            says_something = any(self._value.get(key) for key in ("formatting", "columns", "tags"))
+            return Alpaca(columns) if says_something else None
         if formatting == "sharegpt":
-            tags = self._tags(Tags())
             # With OpenAI's own keys, messages may have all that OpenAI's have.
-            if (tags.role_tag, tags.content_tag) == ("role", "content"):
-                return OpenAIChat(self._columns("sharegpt"), self._tags(Tags()))
-            return ShareGPT(self._columns("sharegpt"), tags)
+            chat = (tags.role_tag, tags.content_tag) == ("role", "content")
+            return OpenAIChat(columns, tags) if chat else ShareGPT(columns, tags)
         if formatting == "openai":
-            return OpenAIChat(self._columns("openai"), self._tags(OPENAI_TAGS))
+            return OpenAIChat(columns, tags)
         raise self.error(f"has formatting {formatting!r}", "Known are alpaca, sharegpt and openai")
 
     def _columns(self, formatting: str) -> Columns:

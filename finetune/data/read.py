@@ -20,7 +20,7 @@ from .mix import interleave, sampled_rows, validation_rows
 from .sources import DataSet, Split, data_sets
 
 MAX_PROBLEMS = 20
-_DECIDING = ("dataset", "eval_dataset", "mix_strategy", "interleave_probs", "max_samples", "val_size", "seed", "stage")
+_DECIDING = ("mix_strategy", "interleave_probs", "max_samples", "val_size", "seed", "stage")
 _HASH_BYTES = 1024 * 1024
 
 
@@ -47,7 +47,7 @@ def read_rows(spec: RunSpec, split: Split, *, limit: int | None = None) -> Itera
 def check_rows(spec: RunSpec, split: Split) -> list[DataError]:
     """The first 20 problems of all rows that could be used; every row is checked once, in the order of the files."""
     own = data_sets(spec, split)
-    problems = (row for data_set in own for row in _rows(data_set, spec) if isinstance(row, DataError))
+    problems = (row for data_set in own for row in _usable_rows(data_set, spec) if isinstance(row, DataError))
     return [_addressed(problem, spec, split) for problem in islice(problems, MAX_PROBLEMS)]
 
 
@@ -56,7 +56,11 @@ def has_rows(spec: RunSpec, split: Split) -> bool:
     recipe = spec.recipe
     if split == "train":
         return True
-    return bool(recipe.val_size or spec.eval_files or (recipe.eval_dataset and not spec.train_files))
+    return bool(recipe.val_size or _has_own_validation(spec))
+
+
+def _has_own_validation(spec: RunSpec) -> bool:
+    return bool(spec.eval_files or (spec.recipe.eval_dataset and not spec.train_files))
 
 
 def content_digest(spec: RunSpec, split: Split) -> str:
@@ -67,11 +71,19 @@ def content_digest(spec: RunSpec, split: Split) -> str:
     for data_set in own or (data_sets(spec, "train") if has_rows(spec, split) else []):
         digest.update(repr((data_set.format, data_set.num_samples)).encode())
         for file in data_set.files:
-            digest.update(f"\0{file.name}\0".encode())
+            digest.update(f"\0{_kind_name(file)} {Path(file.path).stat().st_size}\0".encode())
             with Path(file.path).open("rb") as opened:
                 while block := opened.read(_HASH_BYTES):
                     digest.update(block)
     return digest.hexdigest()
+
+
+def _kind_name(file: DataFile) -> str:
+    """What decides how the bytes are read; the rest of the name does not."""
+    try:
+        return file_kind(Path(file.path), file.name).name + (" tabs" if ".tsv" in file.name.lower() else "")
+    except DataError as error:
+        return error.what
 
 
 Rows = Iterator[Row | DataError]
@@ -83,7 +95,7 @@ def _split_rows(spec: RunSpec, split: Split) -> Rows:
     if not recipe.val_size:
         yield from _mixed(own, spec)
         return
-    if spec.eval_files or recipe.eval_dataset:
+    if own if split == "eval" else _has_own_validation(spec):
         raise InvalidInput(
             "val_size cuts validation rows off the training data, but validation data are given too; keep one of them.",
             param="val_size",
@@ -125,10 +137,7 @@ def _order(sets: list[DataSet], counts: list[int], spec: RunSpec) -> Iterator[in
             f"interleave_probs has {len(shares)} shares for {len(sets)} data sets; give one for each.",
             param="interleave_probs",
         )
-    if shares and (abs(sum(shares) - 1) > 1e-6 or min(shares) < 0):
-        raise InvalidInput(
-            f"interleave_probs add up to {sum(shares):g}; they are shares that make 1.", param="interleave_probs"
-        )
+    # A recipe refuses shares that do not add up to 1; what is left is rounding.
     return interleave(counts, recipe.mix_strategy, [share / sum(shares) for share in shares], recipe.seed)
 
 
@@ -149,6 +158,12 @@ def _count(data_set: DataSet) -> int:
         else:
             total += max(kind.count(Path(file.path), file.name), 1)  # a file without rows gives one error
     return total
+
+
+def _usable_rows(data_set: DataSet, spec: RunSpec) -> Rows:
+    """Every row that `_rows` may give, once."""
+    limit = None if data_set.num_samples is not None else spec.recipe.max_samples
+    return islice(_all_rows(data_set), limit)
 
 
 def _rows(data_set: DataSet, spec: RunSpec) -> Rows:

@@ -34,7 +34,7 @@ class DataSet:
 
 
 def data_sets(spec: RunSpec, split: Split) -> list[DataSet]:
-    """The data sets of a split in order, fetched. Validation has none if it is cut off the training data or not wanted.
+    """The data sets of a split in order, fetched; none for validation rows that come from val_size, or not at all.
 
     Raises InvalidInput, NotFound, PermissionDenied or Unavailable for what cannot be had.
     """
@@ -45,6 +45,8 @@ def data_sets(spec: RunSpec, split: Split) -> list[DataSet]:
     if spec.train_files:
         return []
     key = "dataset" if split == "train" else "eval_dataset"
+    if split == "train" and not recipe.dataset:
+        raise InvalidInput("No data set is named; set `dataset` to a name, a file or hf:org/name.", param=key)
     return [_by_name(name, spec, key) for name in (recipe.dataset if split == "train" else recipe.eval_dataset)]
 
 
@@ -110,12 +112,15 @@ def local_files(path: Path, split: str, key: str) -> tuple[DataFile, ...]:
         )
     if not path.is_dir():
         return (DataFile(path=str(path.resolve()), name=path.name),)
-    found = sorted(
-        entry for entry in path.iterdir() if entry.is_file() and is_data_file(entry.name) and entry.name != FILE_NAME
-    )
+    found = sorted(entry for entry in path.iterdir() if _holds_rows(entry))
     if not found:
         raise NotFound(f"{key}: the folder {path} has no data files ({', '.join(SUFFIXES)}).", param=key)
     return tuple(DataFile(path=str(entry.resolve()), name=f"{path.name}/{entry.name}") for entry in found)
+
+
+def _holds_rows(entry: Path) -> bool:
+    name = entry.name
+    return entry.is_file() and is_data_file(name) and name != FILE_NAME and not name.startswith(".")
 
 
 def _cache(spec: RunSpec) -> Path:

@@ -33,7 +33,7 @@ def recognise(record: Record) -> Format:
     if found is None:
         raise DataError(f"the columns {names(record.fields)} are those of no format.", _FORMS, place=record.place)
     for tag in _TAGS:
-        if isinstance(record.fields.get(tag), bool):
+        if isinstance(record.fields.get(tag), bool) and not isinstance(found, Text):
             raise DataError(
                 f"this is KTO data (a judgement in {tag}), but the stage is sft.",
                 f"Keep the rows whose answer is good, and remove the column {tag}.",

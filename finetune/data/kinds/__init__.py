@@ -19,6 +19,7 @@ __all__ = ["SUFFIXES", "FileKind", "Record", "file_kind", "is_data_file", "read_
 
 _KINDS: tuple[FileKind, ...] = (Parquet(), JsonLines(), JsonArray(), Table(), PlainText())
 SUFFIXES = tuple(suffix for kind in _KINDS for suffix in kind.suffixes)
+_HEAD_BYTES = 64 * 1024
 _PACKED = {
     b"PK\x03\x04": "a zip archive", b"\x28\xb5\x2f\xfd": "zstd-compressed", b"\xfd7zXZ": "xz-compressed",
     b"BZh": "bzip2-compressed", b"ARROW1": "an Arrow file",
@@ -48,13 +49,14 @@ def file_kind(path: Path, name: str) -> FileKind:
         raise foreign
     if not path.stat().st_size:
         raise DataError("the file is empty (0 bytes).", "Give a file with rows.", place=place)
-    first = head.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
-    if not first and len(head) < _HEAD_BYTES:
+    text = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if not text and len(head) < _HEAD_BYTES:
         raise DataError("the file holds nothing but blanks.", "Give a file with rows.", place=place)
-    return _by_name(name, first, place)
+    return _by_name(name, text.partition(b"\n")[0].rstrip(), place)
 
 
-def _by_name(name: str, first: bytes, place: Place) -> FileKind:
+def _by_name(name: str, first_line: bytes, place: Place) -> FileKind:
+    first = first_line[:1]
     suffix = Path(name.lower().removesuffix(".gz")).suffix
     named = next((kind for kind in _KINDS if suffix in kind.suffixes), None)
     if isinstance(named, Parquet):
@@ -62,6 +64,12 @@ def _by_name(name: str, first: bytes, place: Place) -> FileKind:
     if named is None or isinstance(named, JsonArray | JsonLines):
         if first == b"[":
             return JsonArray()
+        if first_line == b"{":
+            raise DataError(
+                "the file is one JSON object over several lines.",
+                "Write one array of objects, [{...}, {...}], or one object a line.",
+                place=place,
+            )
         if first == b"{" or named is not None:
             return JsonLines()
     if named is None:
@@ -71,9 +79,6 @@ def _by_name(name: str, first: bytes, place: Place) -> FileKind:
             place=place,
         )
     return named
-
-
-_HEAD_BYTES = 64 * 1024
 
 
 def _head(path: Path) -> bytes:

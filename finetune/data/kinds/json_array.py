@@ -51,9 +51,9 @@ def _elements(text: "_Text", name: str) -> Iterator[Record | DataError]:
                 yield Record(place=place, fields=checked_object(value, source, place))
             except DataError as error:
                 yield error
-            if text.peek() != ",":
+            if text.peek() == "]":
                 break
-            text.expect(",")
+            text.expect(",", "',' or ']'")
         text.expect("]")
     if text.peek():
         raise text.error(f"something follows the array's end: {text.peek()!r}.")
@@ -95,10 +95,11 @@ class _Text:
             if not self._grow():
                 return ""
 
-    def expect(self, character: str) -> None:
+    def expect(self, character: str, told: str | None = None) -> None:
         found = self.peek()
         if found != character:
-            raise self.error(f"this is not valid JSON: {character!r} is expected, not {found or 'the end'!r}.")
+            got = repr(found) if found else "the end"
+            raise self.error(f"this is not valid JSON: {told or repr(character)} is expected, not {got}.")
         self._position += 1
 
     def value(self) -> tuple[object, str]:
