@@ -91,6 +91,7 @@ def training_arguments(
         greater_is_better=False,
         restore_callback_states_from_checkpoint=True,
         report_to="none",
+        ddp_find_unused_parameters=False,
         disable_tqdm=True,
         remove_unused_columns=False,
         dataloader_pin_memory=device.type != "cpu",
