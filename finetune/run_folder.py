@@ -3,6 +3,7 @@
     spec.json       what to do (RunSpec); written once, by whoever starts the run
     events.jsonl    what happened (events.py); written by the run's own processes only
     control         "pause" or "cancel", read by the trainer between two steps
+    devices.json    the devices that whoever started this attempt gave it; absent: the spec's
     lock            held by the run's process for as long as it lives; the kernel lets go of it even at kill -9
     log.txt         everything the processes print
     data/           the tokenised rows (data/token_store.py), made by the first phase, read by the second
@@ -14,8 +15,9 @@ does the rest. Both are `python -m tuneloop.finetune <folder> <phase>`. It knows
 """
 
 import fcntl
+import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -116,6 +118,17 @@ class RunFolder:
         except FileNotFoundError:
             return None
         return "pause" if text == "pause" else "cancel"
+
+    def place(self, devices: Sequence[str]) -> None:
+        """Say on which devices the next attempt runs, one a process."""
+        self._write("devices.json", json.dumps(list(devices)))
+
+    def placement(self) -> tuple[str, ...]:
+        """The devices of this attempt; empty if nobody has chosen any."""
+        try:
+            return tuple(json.loads((self.path / "devices.json").read_text()))
+        except FileNotFoundError:
+            return ()
 
     def steps(self) -> list[int]:
         """The steps of the complete checkpoints, in order."""

@@ -265,7 +265,7 @@ class _Run:
             parameters=trained.parameters,
             trainable_parameters=trained.trainable_parameters,
             dtype=str(next(trained.model.parameters()).dtype).removeprefix("torch."),
-            devices=list(self.spec.devices) or [str(device)],
+            devices=list(self.run.placement() or self.spec.devices) or [str(device)],
             micro_batch_tokens=budget_tokens,
         )
 
@@ -327,7 +327,8 @@ class _Run:
 
     def _device_name(self) -> str | None:
         rank = int(os.environ.get("LOCAL_RANK", "0"))
-        return self.spec.devices[rank] if self.spec.devices else self.spec.device
+        devices = self.run.placement() or self.spec.devices
+        return devices[rank] if devices else self.spec.device
 
     def _use_threads(self) -> None:
         import torch
