@@ -16,16 +16,16 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from ..storage import Database, ObjectStore
 from ..storage.errors import Unavailable
 from ..storage.full_disk import full_disk_named
+from ..storage.instances import Instance
 from ..storage.local_objects import remove
+from ..storage.uninterrupted import finish
 from . import rows
 from .base import DEFAULT_ALIAS, Adapter, AdapterFacts, AdapterLimits, AdapterVersion, Alias, Origin
 from .blobs import AdapterBlobs
 from .events import AdapterEvent, Callback, Kind, kind_of_change
 from .index import AdapterIndex
-from .instances import Instance
 from .publishing import Candidate, Expect, publish
 from .refs import check_alias
-from .uninterrupted import finish
 from .weights import shares
 
 T = TypeVar("T")

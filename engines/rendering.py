@@ -4,26 +4,18 @@ Serving and training both call `render_chat`, so that what was trained is what i
 of engines, or of how a template's model was trained.
 """
 
-import copy
-import json
 from collections.abc import Mapping, Sequence
-from datetime import datetime
-from functools import lru_cache
 from typing import Any, Protocol
 
-from jinja2 import Template, TemplateError, TemplateSyntaxError, nodes
-from jinja2.ext import Extension, loopcontrols
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
-
 from ..storage.errors import InvalidInput
+from .chat_templates import run_template, wants_parts
+from .tool_prompts import content_text, fit_tools
 
 Message = Mapping[str, Any]  # role, content (text, or a list of {"type": "text", "text": ...}), and what templates know
 
 # Stands behind the final message's text while the template renders, to find where the text ends. Private-use
 # characters: no template strips or splits them, and the space after them shows whether the template trims.
 _CONTINUE_MARK = "\ue0f0tuneloop\ue0f1"
-_PROBE = "\ue0f2probe\ue0f3"
 
 
 class TemplateTokenizer(Protocol):
@@ -86,17 +78,18 @@ def render_text(
             param="continue_final_message",
         )
     source = tokenizer.chat_template(chat_template, has_tools=bool(tools))
-    conversation = [_fit(message, source) for message in messages]
+    fitted, shown_tools = fit_tools(messages, tools or (), source)
+    conversation = [_fit(message, source) for message in fitted]
     final_text = ""
     if continue_final_message:
         final_text = _mark_final_message(conversation)
-    rendered = _run(
-        _compile(source),
+    rendered = run_template(
+        source,
         {
             **tokenizer.special_tokens,
             **(template_kwargs or {}),
             "messages": conversation,
-            "tools": list(tools) if tools else None,
+            "tools": shown_tools or None,
             "documents": None,
             "add_generation_prompt": add_generation_prompt,
         },
@@ -106,17 +99,14 @@ def render_text(
 
 def _fit(message: Message, source: str) -> dict[str, Any]:
     """A copy of the message in the form that this template reads."""
-    fitted = copy.deepcopy(dict(message))
+    fitted = dict(message)
     if fitted.get("role") == "developer" and "developer" not in source:
         fitted["role"] = "system"
     content = fitted.get("content")
-    if _wants_parts(source):
-        if isinstance(content, str):
-            fitted["content"] = [{"type": "text", "text": content}]
-    elif isinstance(content, list):
-        fitted["content"] = "\n".join(part["text"] for part in content)
-    elif content is None:
-        fitted["content"] = ""
+    if not wants_parts(source):
+        fitted["content"] = content_text(content)
+    elif isinstance(content, str):
+        fitted["content"] = [{"type": "text", "text": content}]
     return fitted
 
 
@@ -132,7 +122,7 @@ def _mark_final_message(conversation: Sequence[dict[str, Any]]) -> str:
             "continue_final_message needs a last message with text to continue.", param="continue_final_message"
         )
     text: str = content[-1]["text"]
-    content[-1]["text"] = text + _CONTINUE_MARK + " "
+    final["content"] = [*content[:-1], {**content[-1], "text": text + _CONTINUE_MARK + " "}]
     return text
 
 
@@ -148,91 +138,3 @@ def _cut_at_mark(rendered: str, final_text: str) -> str:
     # A template may show the message more than once; only the last place is the open end.
     kept = rendered[:position].replace(_CONTINUE_MARK + " ", "").replace(_CONTINUE_MARK, "")
     return kept.rstrip() if trims else kept
-
-
-def _run(template: Template, variables: Mapping[str, Any]) -> str:
-    try:
-        return template.render(variables)
-    except TemplateError as error:
-        raise InvalidInput(
-            f"The chat template refuses this conversation: {error.message or type(error).__name__}.".replace("..", "."),
-            param="messages",
-        ) from error
-    except (TypeError, ValueError, KeyError, AttributeError, IndexError, ArithmeticError, RecursionError) as error:
-        raise InvalidInput(
-            f"The chat template cannot render this conversation ({type(error).__name__}: {error}); "
-            "check the roles and the content of its messages.",
-            param="messages",
-        ) from error
-
-
-@lru_cache(maxsize=64)
-def _wants_parts(source: str) -> bool:
-    """Whether the template shows a message's text only if it comes as a list of parts, not as a string."""
-    return not _shows(source, _PROBE) and _shows(source, [{"type": "text", "text": _PROBE}])
-
-
-def _shows(source: str, content: object) -> bool:
-    variables = {
-        "messages": [{"role": "user", "content": content}],
-        "tools": None,
-        "documents": None,
-        "add_generation_prompt": True,
-        "bos_token": "",
-        "eos_token": "",
-    }
-    try:
-        return _PROBE in _run(_compile(source), variables)
-    except InvalidInput:
-        return False
-
-
-@lru_cache(maxsize=64)
-def _compile(source: str) -> Template:
-    try:
-        return _environment().from_string(source)
-    except TemplateSyntaxError as error:
-        raise InvalidInput(
-            f"The chat template is not valid Jinja, line {error.lineno}: {error.message}.", param="chat_template"
-        ) from error
-
-
-@lru_cache(maxsize=1)
-def _environment() -> ImmutableSandboxedEnvironment:
-    """What chat templates expect of their surroundings, as transformers documents it ("Writing a chat template")."""
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, loopcontrols]
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = _raise_exception
-    environment.globals["strftime_now"] = _strftime_now
-    return environment
-
-
-class _GenerationTag(Extension):
-    """`{% generation %}...{% endgeneration %}` marks what the assistant wrote; rendering just shows it."""
-
-    tags = {"generation"}  # noqa: RUF012 - Jinja's own interface
-
-    def parse(self, parser: Parser) -> list[nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-def _to_json(
-    value: object,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    # Jinja's own filter escapes HTML, which the models have never seen.
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-def _raise_exception(message: str) -> None:
-    raise TemplateError(message)
-
-
-def _strftime_now(pattern: str) -> str:
-    return datetime.now().astimezone().strftime(pattern)

@@ -11,6 +11,7 @@ from starlette.types import Scope
 
 from .. import __version__
 from ..engines.registry import EngineFactory
+from ..finetune.launchers import Launcher
 from . import errors
 from .adapters.routes import router as adapters_router
 from .adapters.vllm_routes import router as vllm_adapters_router
@@ -38,14 +39,19 @@ ROUTERS = (
 )
 
 
-def create_app(settings: Settings, *, engine_factory: EngineFactory | None = None) -> FastAPI:
-    """A server as an ASGI app; its services open with its lifespan. Tests replace the engine by `engine_factory`."""
+def create_app(
+    settings: Settings, *, engine_factory: EngineFactory | None = None, launcher: Launcher | None = None
+) -> FastAPI:
+    """A server as an ASGI app; its services open with its lifespan.
+
+    Tests replace the engine by `engine_factory`, and the trainer's processes by `launcher`.
+    """
     metrics, drain = Metrics(), Drain()
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         async with open_services(
-            settings, metrics=metrics, drain=drain, engine_factory=engine_factory
+            settings, metrics=metrics, drain=drain, engine_factory=engine_factory, launcher=launcher
         ) as app.state.services:
             yield
 

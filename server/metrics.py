@@ -5,7 +5,9 @@ and once more under `tuneloop:adapter_*` with the adapter's name and version. Wh
 and waiting rows, KV and prefix cache, residency) is read at scrape time by `metrics_collector.py`.
 """
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, disable_created_metrics, generate_latest
@@ -31,6 +33,9 @@ class RequestTimings:
     e2e_seconds: float
     queue_seconds: float | None = None  # from arrival until the engine took it up
     first_token_seconds: float | None = None  # from arrival
+
+
+TUNING_STATES = ("validating", "queued", "running", "pausing", "paused", "publishing")
 
 
 class Metrics:
@@ -75,6 +80,18 @@ class Metrics:
         self._a_e2e = histogram(
             "tuneloop:adapter_e2e_request_latency_seconds", "Arrival to end.", _ADAPTER, _ADAPTER_LATENCY
         )
+
+        self._trained_tokens = counter("tuneloop:trained_tokens", "Tokens of jobs that succeeded.", [])
+        self._jobs = gauge("tuneloop:tuning_jobs", "Fine-tuning jobs that have not ended.", ["state"])
+
+    def count_trained_tokens(self, tokens: int) -> None:
+        """A fine-tuning job has succeeded."""
+        self._trained_tokens.inc(tokens)
+
+    def watch_tuning_jobs(self, counts: Callable[[], Mapping[str, int]]) -> None:
+        """Ask `counts` at every scrape how many jobs are in which state."""
+        for state in TUNING_STATES:
+            self._jobs.labels(state).set_function(partial(_count, counts, state))
 
     def http_request(self, method: str, handler: str, status: int) -> None:
         """One answered request; `handler` is the route's pattern, so that names in paths make no new series."""
@@ -134,6 +151,10 @@ class Metrics:
     def render(self) -> bytes:
         """The Prometheus text format, version 0.0.4."""
         return generate_latest(self.registry)
+
+
+def _count(counts: Callable[[], Mapping[str, int]], state: str) -> float:
+    return counts().get(state, 0)
 
 
 def _labels(model: str, adapter: AdapterVersion) -> tuple[str, str, str]:

@@ -16,8 +16,12 @@ from ..engines.base import Engine
 from ..engines.catalog import ModelCatalog
 from ..engines.registry import EngineFactory, ModelRegistry, RegistryLimits
 from ..engines.tokenizer import ChatTokenizer
+from ..finetune.jobs.service import JobService
+from ..finetune.launchers import Launcher, LocalLauncher
 from ..storage import Database, ObjectStore
+from ..storage.files import FileStore
 from .adapters.service import AdapterService
+from .adapters.trained import TrainedModels
 from .drain import Drain
 from .keys import Keys
 from .metrics import Metrics
@@ -38,10 +42,12 @@ class Services:
     settings: Settings
     database: Database
     objects: ObjectStore
+    files: FileStore
     adapters: AdapterStore
     catalog: ModelCatalog
     registry: ModelRegistry
     publisher: AdapterService
+    jobs: JobService
     models: ModelService
     keys: Keys
     quota: RequestQuota
@@ -57,7 +63,12 @@ def get_services(request: Request) -> Services:
 
 @asynccontextmanager
 async def open_services(
-    settings: Settings, *, metrics: Metrics, drain: Drain, engine_factory: EngineFactory | None = None
+    settings: Settings,
+    *,
+    metrics: Metrics,
+    drain: Drain,
+    engine_factory: EngineFactory | None = None,
+    launcher: Launcher | None = None,
 ) -> AsyncIterator[Services]:
     """Open everything in order of dependence; on exit (or on a failure halfway) close it in reverse.
 
@@ -68,6 +79,9 @@ async def open_services(
         stack.push_async_callback(database.close)
         await database.migrate()
         objects = ObjectStore(settings.resolved_storage_url)
+        files = FileStore(database, objects, home=settings.home)
+        stack.push_async_callback(files.close)
+        await files.start()
         adapters = AdapterStore(database, objects, home=settings.home, limits=settings.adapter_limits())
         stack.push_async_callback(adapters.close)
         await adapters.start()
@@ -95,10 +109,29 @@ async def open_services(
                 "make one with `tuneloop keys create` or set TUNELOOP_API_KEY",
                 host=settings.host,
             )
+        launcher = launcher or LocalLauncher()
+        jobs = JobService(
+            database,
+            files=files,
+            catalog=catalog,
+            adapters=adapters,
+            publisher=TrainedModels(store=adapters, registry=registry, catalog=catalog),
+            launchers={launcher.name: launcher},
+            launcher=launcher.name,
+            home=settings.home,
+            devices=settings.tuning_devices,
+            threads=settings.resolved_tuning_threads,
+            nice=settings.tuning_nice,
+            count_tokens=metrics.count_trained_tokens,
+        )
+        stack.push_async_callback(jobs.close)
+        await jobs.start()
+        metrics.watch_tuning_jobs(jobs.counts)
         yield Services(
             settings=settings,
             database=database,
             objects=objects,
+            files=files,
             adapters=adapters,
             catalog=catalog,
             registry=registry,
@@ -110,6 +143,7 @@ async def open_services(
                 roots=settings.adapter_roots,
                 hub_token=hub_token,
             ),
+            jobs=jobs,
             models=ModelService(catalog=catalog, registry=registry, adapters=adapters),
             keys=keys,
             quota=RequestQuota(),

@@ -3,6 +3,7 @@
 The descriptions below are the documentation: `docs/settings.md` holds the same table, and a test compares the two.
 """
 
+import os
 from dataclasses import fields
 from ipaddress import ip_address
 from pathlib import Path
@@ -108,6 +109,19 @@ class Settings(BaseSettings):
         default="info", description="Least level that is logged."
     )
 
+    # Fine-tuning
+    tuning_devices: Names = Field(
+        default=(),
+        description="Devices for fine-tuning jobs, as torch names them, separated by `,`; empty: one job at a time, "
+        "on the accelerator torch finds, else the CPU.",
+    )
+    tuning_threads: int | None = Field(
+        default=None, ge=1, description="Compute threads of a trainer on a CPU; empty: half of the cores."
+    )
+    tuning_nice: int = Field(
+        default=10, ge=0, le=19, description="How much trainers give way to other processes, 0 (not) to 19."
+    )
+
     # The transformers engine, under the names of TransformersConfig
     device: str | None = Field(
         default=None, description="`cpu`, `cuda:0`, ...; empty: the accelerator torch finds, else CPU."
@@ -172,6 +186,11 @@ class Settings(BaseSettings):
     def resolved_storage_url(self) -> str:
         """Where blobs are kept: the given place, or a folder in the home."""
         return self.storage_url or str(self.home / "blobs")
+
+    @property
+    def resolved_tuning_threads(self) -> int:
+        """Compute threads of a trainer: those given, or half of the cores, so that serving keeps its latency."""
+        return self.tuning_threads or max(1, (os.cpu_count() or 1) // 2)
 
     @property
     def is_loopback(self) -> bool:

@@ -1,9 +1,9 @@
 """Jobs as values: what the database holds of them, without the database."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any
+from typing import Any, Literal
 
 from ...adapters.base import AdapterVersion
 from ...storage.files import StoredFile
@@ -27,7 +27,7 @@ class NewJob:
     adapter: AdapterVersion | None = None
     suffix: str | None = None
     metadata: Mapping[str, str] = field(default_factory=dict)
-    integrations: tuple[Mapping[str, Any], ...] = ()
+    integrations: Sequence[Mapping[str, Any]] = ()
     priority: int = 0
 
 
@@ -73,8 +73,8 @@ class JobEvent:
     seq: int
     id: str
     created_at: datetime
-    level: str
-    type: str
+    level: Literal["info", "warn", "error"]
+    type: Literal["message", "metrics"]
     message: str
     data: Mapping[str, Any]
 

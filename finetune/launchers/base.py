@@ -21,6 +21,10 @@ class Launcher(ABC):
         """Start one phase and return at once. Raises Unavailable if it cannot be started, Conflict if one runs."""
 
     @abstractmethod
+    async def find(self, run: RunFolder) -> Handle | None:
+        """The handle of a phase that lives though nobody kept it: its starter was killed in that very moment."""
+
+    @abstractmethod
     async def alive(self, run: RunFolder, handle: Handle) -> bool:
         """Whether any process of the phase still lives."""
 

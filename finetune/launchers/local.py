@@ -35,6 +35,10 @@ class LocalLauncher(Launcher):
         """As Launcher says."""
         return await asyncio.to_thread(self._start, run, phase, processes, threads)
 
+    async def find(self, run: RunFolder) -> Handle | None:
+        """As Launcher says. Without a note of its number a process can be waited for, and not be signalled."""
+        return await asyncio.to_thread(lambda: run.read_process() if run.alive() else None)
+
     async def alive(self, run: RunFolder, handle: Handle) -> bool:
         """As Launcher says. Reaps what has ended."""
         child = self._children.get(int(handle["pid"]))
@@ -51,7 +55,7 @@ class LocalLauncher(Launcher):
     async def stop(self, run: RunFolder, handle: Handle, *, force: bool = False) -> None:
         """As Launcher says. A group is signalled only while its leader is the process that was started."""
         leader = _leader(handle)
-        if leader is None and not await asyncio.to_thread(run.alive):
+        if not handle["pid"] or (leader is None and not await asyncio.to_thread(run.alive)):
             return
         with suppress(ProcessLookupError, PermissionError):
             if force:
@@ -85,7 +89,9 @@ class LocalLauncher(Launcher):
         finally:
             os.close(lock)
         self._children[child.pid] = child
-        return {"pid": child.pid, "started": psutil.Process(child.pid).create_time()}
+        handle = {"pid": child.pid, "started": psutil.Process(child.pid).create_time()}
+        run.write_process(handle)
+        return handle
 
 
 def _environment(threads: int | None) -> dict[str, str]:

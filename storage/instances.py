@@ -1,4 +1,5 @@
-"""Which server processes use a home folder, and the private working folders of each. It knows nothing of adapters.
+"""Which server processes use a home folder, and the private working folders of each. It knows nothing of what
+they do there.
 
 Every process holds a file lock (`flock`) for as long as it lives; the kernel lets go of it even at `kill -9`. So the
 next start tells leftovers of the dead from the work of the living, without clocks or process ids.
@@ -10,9 +11,9 @@ import os
 import secrets
 from pathlib import Path
 
-from ..storage.errors import Unavailable
-from ..storage.full_disk import full_disk_named
-from ..storage.local_objects import remove
+from .errors import Unavailable
+from .full_disk import full_disk_named
+from .local_objects import remove
 
 
 class Instance:
