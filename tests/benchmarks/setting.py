@@ -12,25 +12,39 @@ from .peft_folders import write_adapter
 
 
 @dataclass(frozen=True, kw_only=True)
+class Tuning:
+    """What the tuning part compares; `trl` and `llamafactory` are the peers' Python interpreters."""
+
+    data: Path | None = None
+    steps: int | None = None  # None: one epoch
+    rounds: int = 1
+    threads: int = 2
+    trl: Path | None = None
+    llamafactory: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Setting:
     home: Path
     scratch: Path
     model: Path
     peer: Path | None
     many: int
+    tuning: Tuning
 
     @classmethod
-    def prepare(cls, home: Path, scratch: Path, peer: Path | None, many: int) -> "Setting":
+    def prepare(cls, home: Path, scratch: Path, *, peer: Path | None, many: int, tuning: Tuning) -> "Setting":
         """Pull the embedded model once; refuse a peer that isn't there."""
-        if peer is not None and not peer.is_file():
-            raise SystemExit(f"{peer} does not exist: `make bench` makes it, or leave --peer out.")
+        for executable in (peer, tuning.trl, tuning.llamafactory):
+            if executable is not None and not executable.is_file():
+                raise SystemExit(f"{executable} does not exist: `make bench` makes it, or leave its option out.")
         home.mkdir(parents=True, exist_ok=True)
         subprocess.run(
             [sys.executable, "-m", "tuneloop.server.cli", "pull", "smollm2-135m", "--home", str(home)], check=True
         )
         found = find_model("smollm2-135m", home)
         assert found is not None
-        return cls(home=home, scratch=scratch, model=found.path, peer=peer, many=many)
+        return cls(home=home, scratch=scratch, model=found.path, peer=peer, many=many, tuning=tuning)
 
     @property
     def config(self) -> dict[str, int]:
