@@ -75,7 +75,7 @@ def wants_argument_text(source: str) -> bool:
         function = {"name": "f", "arguments": arguments({"x": _PROBE})}
         call = {"id": "call00001", "type": "function", "function": function}
         asked = {"role": "user", "content": [{"type": "text", "text": "x"}] if wants_parts(source) else "x"}
-        contents = ({"content": ""}, {"content": None}, {})
+        contents: tuple[dict[str, Any], ...] = ({"content": ""}, {"content": None}, {})
         return any(_shows(source, [asked, {"role": "assistant", "tool_calls": [call], **c}]) for c in contents)
 
     return reads_tool_calls(source) and not shows(dict) and shows(to_json)

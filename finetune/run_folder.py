@@ -24,7 +24,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ..storage.durable import sync_folder
+from ..storage.durable import write_atomic
 from .recipe.recipe import Recipe
 
 Phase = Literal["prepare", "train"]
@@ -176,10 +176,4 @@ class RunFolder:
         return False
 
     def _write(self, name: str, text: str) -> None:
-        aside = self.path / f".{name}.new"
-        with aside.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(self.path / name)
-        sync_folder(self.path)
+        write_atomic(self.path / name, text)

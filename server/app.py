@@ -18,6 +18,9 @@ from .adapters.vllm_routes import router as vllm_adapters_router
 from .chat.routes import router as chat_router
 from .completions.routes import router as completions_router
 from .drain import Drain, DrainMiddleware
+from .files.routes import router as files_router
+from .fine_tuning.permission_routes import router as permissions_router
+from .fine_tuning.routes import router as fine_tuning_router
 from .keys_routes import router as keys_router
 from .metrics import Metrics
 from .middleware import BodyLimitMiddleware, CrossSiteMiddleware, RequestMiddleware
@@ -35,6 +38,9 @@ ROUTERS = (
     tokenize_router,
     adapters_router,
     vllm_adapters_router,
+    files_router,
+    fine_tuning_router,
+    permissions_router,
     keys_router,
 )
 
@@ -56,10 +62,12 @@ def create_app(
             yield
 
     def limit_of(scope: Scope) -> tuple[int, str]:
-        # Only forms hold weights; what else comes to the same routes is a few lines of JSON.
+        # Only forms hold weights and data; what else comes to the same routes is a few lines of JSON.
         is_form = Headers(scope=scope).get("content-type", "").startswith("multipart/form-data")
         if is_form and scope["path"].startswith("/v1/adapters"):
             return int(settings.max_upload_bytes), "max_upload_bytes"
+        if is_form and scope["path"] == "/v1/files":
+            return int(settings.max_file_bytes), "max_file_bytes"
         return int(settings.max_body_bytes), "max_body_bytes"
 
     app = FastAPI(

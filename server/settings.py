@@ -82,6 +82,7 @@ class Settings(BaseSettings):
     max_upload_bytes: ByteSize = Field(
         default=ByteSize(2 * 1024**3), gt=0, description="Largest adapter upload, packed."
     )
+    max_file_bytes: ByteSize = Field(default=ByteSize(8 * 1024**3), gt=0, description="Largest file of /v1/files.")
     max_adapter_bytes: ByteSize = Field(
         default=ByteSize(_LIMITS.max_bytes), gt=0, description="Largest adapter, unpacked; more is a zip bomb."
     )

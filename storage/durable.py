@@ -47,6 +47,17 @@ def copy_folder(source: Path, dest: Path) -> None:
         sync_folder(folder)
 
 
+def write_atomic(path: Path, text: str) -> None:
+    """Write a small file: readers see the old or the new one, and the new one survives power loss on return."""
+    aside = path.with_name(f".{path.name}.new")
+    with aside.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(path)
+    sync_folder(path.parent)
+
+
 def sync_file(path: Path) -> None:
     """Wait until a file's bytes are on disk."""
     _sync(path, os.O_RDONLY)

@@ -1,18 +1,43 @@
 """The first phase of a run: reads, checks and tokenises its data. It imports no torch and knows no model.
 
-data/train, data/eval   token stores, each complete or absent
-data/prepared.json      what `auto` became, and the reports; written last
+    data/train, data/eval   token stores, each complete or absent
+    data/prepared.json      what `auto` became, and the reports; written last
+
+Tokenised data are kept by their content for later runs, where the spec names a cache.
 """
 
+import hashlib
+import json
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from ...engines.tokenizer import ChatTokenizer
+from ...storage.durable import write_atomic
 from ...storage.errors import InvalidInput
+from ..events import EventWriter, read_events
+from ..methods import method_for
 from ..recipe.recipe import Recipe
-from ..run_folder import RunFolder
+from ..recipe.resolve import resolve, total_steps
+from ..run_folder import RunFolder, RunSpec
+from .base import TokenSequence
+from .checks import DataError
+from .cut import Cut
+from .read import check_rows, content_digest, has_rows, read_rows
+from .render import Renderer
+from .sources import Split
+from .stats import Tally
+from .token_store import TokenStore
 
 _PREPARED = "prepared.json"
+_VERSION = 1  # of how rows become sequences: tokenised data of another version are made anew
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "chat_template.jinja")
+_RENDER_KEYS = (
+    "stage", "cutoff_len", "cutoff", "train_on_prompt", "mask_history", "default_system", "enable_thinking",
+)  # fmt: skip
 
 
 class Prepared(BaseModel):
@@ -34,3 +59,126 @@ def load_prepared(run: RunFolder) -> Prepared:
         return Prepared.model_validate_json(path.read_bytes())
     except FileNotFoundError:
         raise InvalidInput(f"{path} is missing: the data of this run are not prepared; run that phase first.") from None
+
+
+def prepare(run: RunFolder, events: EventWriter) -> Prepared:
+    """Make the run's token stores and say what was found. A phase that was killed is completed by the next call.
+
+    Raises DataError naming the first bad row (the others are messages in the log), InvalidInput for data that are too
+    long or none.
+    """
+    spec = run.spec()
+    if (run.data / _PREPARED).is_file():
+        prepared = load_prepared(run)
+    else:
+        prepared = _prepare(run, spec, events)
+        run.data.mkdir(parents=True, exist_ok=True)
+        write_atomic(run.data / _PREPARED, prepared.model_dump_json(indent=1))
+    if not any(event.kind == "prepared" for event in read_events(run.events)):
+        _say(prepared, spec, events)
+    return prepared
+
+
+def _prepare(run: RunFolder, spec: RunSpec, events: EventWriter) -> Prepared:
+    validates = has_rows(spec, "eval")
+    splits: tuple[Split, ...] = ("train", "eval") if validates else ("train",)
+    for split in splits:
+        _check(spec, split, events)
+    tokenizer = ChatTokenizer.load(spec.model_path, trust_remote_code=spec.recipe.trust_remote_code)
+    evaluation = _store(run, spec, tokenizer, "eval") if validates else None
+    eval_report = None if evaluation is None else dict(evaluation.notes)
+    if spec.recipe.streaming:
+        recipe = resolve(
+            spec.recipe, spec.auto, sequences=spec.recipe.buffer_size, tokens=0,
+            learning_rate_multiplier=spec.learning_rate_multiplier,
+        )  # fmt: skip
+        assert recipe.max_steps is not None, "checks.py demands it of streaming recipes"
+        digest = content_digest(spec, "train")
+        return Prepared(recipe=recipe, report={}, eval_report=eval_report, digest=digest, total_steps=recipe.max_steps)
+    store = _store(run, spec, tokenizer, "train")
+    if len(store) == 0:
+        raise InvalidInput(
+            "No example is left to learn from: every row is too long, or has nothing that is to be learnt.",
+            param="training_file" if spec.train_files else "dataset",
+        )
+    recipe = resolve(
+        spec.recipe,
+        spec.auto,
+        sequences=len(store),
+        tokens=int(store.lengths.sum()),
+        learning_rate_multiplier=spec.learning_rate_multiplier,
+    )
+    return Prepared(
+        recipe=recipe,
+        report=dict(store.notes),
+        eval_report=eval_report,
+        digest=store.digest,
+        total_steps=total_steps(recipe, store.lengths),
+    )
+
+
+def _check(spec: RunSpec, split: Split, events: EventWriter) -> None:
+    problems: list[DataError] = check_rows(spec, split)
+    for problem in problems[1:]:
+        events.write("message", problem.message, level="error", line=problem.place.line)
+    if problems:
+        raise problems[0]
+
+
+def _store(run: RunFolder, spec: RunSpec, tokenizer: ChatTokenizer, split: Split) -> TokenStore:
+    place = run.data / split
+    if place.is_dir():
+        return TokenStore.open(place)
+    if spec.cache is None:
+        return _write(place, spec, tokenizer, split)
+    kept = spec.cache / _key(spec, split)
+    store = TokenStore.open(kept) if kept.is_dir() else _write(kept, spec, tokenizer, split)
+    return store.link_to(place)
+
+
+def _write(place: Path, spec: RunSpec, tokenizer: ChatTokenizer, split: Split) -> TokenStore:
+    recipe = spec.recipe
+    method, render = method_for(recipe.stage), Renderer(tokenizer, recipe)
+    cut, tally, rows = Cut(recipe=recipe), Tally(), 0
+
+    def sequences() -> Iterator[TokenSequence]:
+        nonlocal rows
+        for row in read_rows(spec, split):
+            rows += 1
+            method.check_row(row)
+            yield from tally(cut(method.sequences(row, render, recipe)))
+        cut.check()
+
+    def notes() -> dict[str, Any]:
+        return asdict(tally.report(rows=rows, cut=cut, split=render.split_conversations))
+
+    return TokenStore.write(place, sequences(), notes=notes)
+
+
+def _key(spec: RunSpec, split: Split) -> str:
+    """The same data, tokenizer and keys give the same sequences."""
+    digest = hashlib.sha256()
+    for name in _TOKENIZER_FILES:
+        path = spec.model_path / name
+        digest.update(path.read_bytes() if path.is_file() else b"-")
+    keys = {key: getattr(spec.recipe, key) for key in _RENDER_KEYS}
+    digest.update(json.dumps([_VERSION, content_digest(spec, split), keys], sort_keys=True).encode())
+    return digest.hexdigest()
+
+
+def _say(prepared: Prepared, spec: RunSpec, events: EventWriter) -> None:
+    report = prepared.report
+    for notice in [*report.get("notices", ()), *(prepared.eval_report or {}).get("notices", ())]:
+        events.write("message", notice, level="warn")
+    chosen = {*spec.auto, *(("gradient_accumulation_steps",) if "per_device_train_batch_size" in spec.auto else ())}
+    counts = ("rows", "sequences", "tokens", "supervised_tokens", "longest", "too_long", "dropped", "truncated")
+    data: dict[str, Any] = {name: report[name] for name in counts if name in report}
+    events.write(
+        "prepared",
+        "The data are read, checked and tokenised.",
+        **data,
+        eval_rows=(prepared.eval_report or {}).get("rows", 0),
+        digest=prepared.digest,
+        total_steps=prepared.total_steps,
+        hyperparameters={key: getattr(prepared.recipe, key) for key in sorted(chosen)},
+    )

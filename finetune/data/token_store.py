@@ -125,7 +125,7 @@ def _write_files(folder: Path, sequences: Iterable[TokenSequence], notes: Callab
         sync_file(folder / name)
 
 
-def _mapped(path: Path, dtype: np.dtype) -> np.ndarray:  # type: ignore[type-arg]
+def _mapped(path: Path, dtype: np.dtype) -> np.ndarray:
     if path.stat().st_size == 0:  # which cannot be mapped
         return np.empty(0, dtype)
     return np.memmap(path, dtype, mode="r")

@@ -11,14 +11,15 @@ from pydantic import BaseModel, ValidationError
 from ...adapters.base import AdapterVersion
 from ...storage.errors import InvalidInput
 from ..errors import invalid_input
+from ..multipart import Upload, receive_upload
 from ..services import Services
 from .archive_stream import FILES
-from .multipart import Upload, receive_upload
 from .protocol import CreateRequest, ReplaceRequest
 from .service import Target
 
 Body = TypeVar("Body", bound=BaseModel)
 Check = Callable[[str], None]
+_INSTEAD = ", or JSON with a `source`"
 _FORM_FIELDS = frozenset({"name", "base"})
 _HOW = "Send one archive (tar.gz or zip) as `file`, or adapter_config.json and adapter_model.safetensors as two files."
 
@@ -46,7 +47,9 @@ async def _from_form(request: Request, services: Services, name: str | None, che
     async with services.publisher.staging() as staging:
         folder = staging / "upload"
         await asyncio.to_thread(folder.mkdir)
-        upload = await receive_upload(request.stream(), request.headers.get("content-type", ""), folder)
+        upload = await receive_upload(
+            request.stream(), request.headers.get("content-type", ""), folder, instead=_INSTEAD
+        )
         target = _target(upload.fields, name)
         check_name(target.name)
         archive = await asyncio.to_thread(_arrange, upload, staging / "files")

@@ -13,7 +13,7 @@ from sqlalchemy import text
 from tuneloop.adapters import archive
 from tuneloop.engines.sources import worker
 from tuneloop.engines.sources.cache import ModelCache
-from tuneloop.server.adapters import multipart
+from tuneloop.server import multipart
 from tuneloop.storage import Database, durable, tables
 from tuneloop.storage.errors import StorageFull, Unavailable
 from tuneloop.storage.full_disk import full_disk_named

@@ -17,7 +17,7 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 from tuneloop.server.adapters import paths
 from tuneloop.server.adapters.archive_stream import FILES, tar_gz
-from tuneloop.server.adapters.multipart import Upload, receive_upload
+from tuneloop.server.multipart import Upload, receive_upload
 from tuneloop.storage.errors import InvalidInput, TooLarge
 
 from .conftest import Running

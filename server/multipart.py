@@ -14,7 +14,7 @@ from typing import IO
 from python_multipart.exceptions import FormParserError
 from python_multipart.multipart import MultipartParser, parse_options_header
 
-from ...storage.errors import InvalidInput, TooLarge
+from ..storage.errors import InvalidInput, TooLarge
 
 _MAX_PARTS = 16
 _MAX_FIELD_BYTES = 64 * 1024
@@ -38,16 +38,16 @@ class Upload:
     files: list[UploadedFile] = field(default_factory=list)
 
 
-async def receive_upload(chunks: AsyncIterator[bytes], content_type: str, folder: Path) -> Upload:
+async def receive_upload(chunks: AsyncIterator[bytes], content_type: str, folder: Path, *, instead: str = "") -> Upload:
     """Write the files of a multipart body into `folder` (which exists) and return them with the form fields.
 
     Raises InvalidInput for a body that is no complete multipart form, TooLarge for too many parts or a field over
-    64 KiB. The size of the body as a whole is the body limit's business.
+    64 KiB. The size of the body as a whole is the body limit's business. `instead` tells what else may be sent.
     """
     kind, options = parse_options_header(content_type)
     boundary = options.get(b"boundary")
     if kind != b"multipart/form-data" or not boundary:
-        raise InvalidInput("The body must be multipart/form-data with a boundary, or JSON with a `source`.")
+        raise InvalidInput(f"The body must be multipart/form-data with a boundary{instead}.")
     receiver = _Receiver(folder)
     try:
         parser = MultipartParser(
@@ -102,7 +102,9 @@ class _Receiver:
     def on_part_begin(self) -> None:
         self._parts += 1
         if self._parts > _MAX_PARTS:
-            raise TooLarge(f"The form has more than {_MAX_PARTS} parts. Send the adapter's files and its fields only.")
+            raise TooLarge(
+                f"The form has more than {_MAX_PARTS} parts. Send the files and the fields of this call only."
+            )
         self._reset()
 
     def on_header_field(self, data: bytes, start: int, end: int) -> None:
