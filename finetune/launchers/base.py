@@ -18,7 +18,10 @@ class Launcher(ABC):
 
     @abstractmethod
     async def start(self, run: RunFolder, phase: Phase, *, processes: int = 1, threads: int | None = None) -> Handle:
-        """Start one phase and return at once. Raises Unavailable if it cannot be started, Conflict if one runs."""
+        """Start one phase and return at once. What is left of one that was killed is ended first.
+
+        Raises Unavailable if it cannot be started, Conflict if one runs, NotFound if the run's folder is gone.
+        """
 
     @abstractmethod
     async def find(self, run: RunFolder) -> Handle | None:
@@ -34,4 +37,4 @@ class Launcher(ABC):
 
     @abstractmethod
     async def stop(self, run: RunFolder, handle: Handle, *, force: bool = False) -> None:
-        """Ask all processes to save and end, or end them (`force`). Safe when nothing lives."""
+        """Ask the phase to save and end, or end all of its processes (`force`). Safe when nothing lives."""

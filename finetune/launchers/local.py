@@ -11,16 +11,20 @@ import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import psutil
 
-from ...storage.errors import Conflict, Unavailable
+from ...storage.errors import Conflict, NotFound, Unavailable
 from ..run_folder import Phase, RunFolder
+from . import family
 from .base import Handle, Launcher
 
 _LOG_LINES = 3
 _LOG_BYTES = 8192
+
+# Children belong to the process and not to a launcher, which may go while they live.
+_children: dict[int, subprocess.Popen[bytes]] = {}
 
 
 class LocalLauncher(Launcher):
@@ -28,58 +32,52 @@ class LocalLauncher(Launcher):
 
     name: ClassVar[str] = "local"
 
-    def __init__(self) -> None:
-        self._children: dict[int, subprocess.Popen[bytes]] = {}
+    def __init__(self, module: str = "tuneloop.finetune") -> None:
+        self._module = module
 
     async def start(self, run: RunFolder, phase: Phase, *, processes: int = 1, threads: int | None = None) -> Handle:
         """As Launcher says."""
         return await asyncio.to_thread(self._start, run, phase, processes, threads)
 
     async def find(self, run: RunFolder) -> Handle | None:
-        """As Launcher says. Without a note of its number a process can be waited for, and not be signalled."""
-        return await asyncio.to_thread(lambda: run.read_process() if run.alive() else None)
+        """As Launcher says."""
+        return await asyncio.to_thread(_find, run)
 
     async def alive(self, run: RunFolder, handle: Handle) -> bool:
-        """As Launcher says. Reaps what has ended."""
-        child = self._children.get(int(handle["pid"]))
-        if child is not None:
-            child.poll()
-        return await asyncio.to_thread(run.alive)
+        """As Launcher says. Reaps what has ended, and ends what a dead process left behind."""
+        _poll(handle)
+        return await asyncio.to_thread(_alive, run, handle)
 
     async def exit_reason(self, run: RunFolder, handle: Handle) -> str:
         """As Launcher says; the exit status is known only to the server process that started the phase."""
-        child = self._children.get(int(handle["pid"]))
-        status = None if child is None else child.poll()
-        return f"{_described(status)}{await asyncio.to_thread(_last_lines, run.log)}"
+        status = _poll(handle)
+        short = await asyncio.to_thread(_kernel_kills) > int(handle.get("kernel_kills", 0))
+        return f"{_described(status, memory_short=short)}{await asyncio.to_thread(_last_lines, run.log)}"
 
     async def stop(self, run: RunFolder, handle: Handle, *, force: bool = False) -> None:
-        """As Launcher says. A group is signalled only while its leader is the process that was started."""
-        leader = _leader(handle)
-        if not handle["pid"] or (leader is None and not await asyncio.to_thread(run.alive)):
-            return
-        with suppress(ProcessLookupError, PermissionError):
-            if force:
-                os.killpg(int(handle["pid"]), signal.SIGKILL)
-            elif leader is not None:
-                leader.send_signal(signal.SIGTERM)
+        """As Launcher says. Only processes of this run are ever signalled, never what has their number by now."""
+        await asyncio.to_thread(_stop, run, handle, force=force)
 
     def _start(self, run: RunFolder, phase: Phase, processes: int, threads: int | None) -> Handle:
-        command = [sys.executable, "-m", "tuneloop.finetune", str(run.path), phase]
+        command = [sys.executable, "-m", self._module, str(run.path), phase]
         if phase == "train" and processes > 1:
             torchrun = ["torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m"]
-            command[2:3] = [*torchrun, "tuneloop.finetune"]
+            command[2:2] = torchrun
         try:
             lock = run.take_lock()
         except BlockingIOError:
             raise Conflict(f"A process works in {run.path} already; wait for its end, or stop it.") from None
+        except FileNotFoundError:
+            raise NotFound(f"The folder of the run, {run.path}, is gone.") from None
         try:
+            family.kill(run.path)  # workers of a torchrun that was killed would write into the same log
             with run.log.open("ab") as log:
                 child = subprocess.Popen(
                     command,
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=log,
-                    env=_environment(threads),
+                    env=_environment(threads) | family.mark(run.path),
                     cwd=run.path,
                     pass_fds=(lock,),
                     start_new_session=True,
@@ -88,10 +86,8 @@ class LocalLauncher(Launcher):
             raise Unavailable(f"The trainer cannot be started: {error.strerror or error}.") from error
         finally:
             os.close(lock)
-        self._children[child.pid] = child
-        handle = {"pid": child.pid, "started": psutil.Process(child.pid).create_time()}
-        run.write_process(handle)
-        return handle
+        _children[child.pid] = child
+        return _handle(psutil.Process(child.pid))
 
 
 def _environment(threads: int | None) -> dict[str, str]:
@@ -99,25 +95,75 @@ def _environment(threads: int | None) -> dict[str, str]:
     environment = dict(os.environ)
     if threads is not None:
         environment |= {"OMP_NUM_THREADS": str(threads), "MKL_NUM_THREADS": str(threads)}
-    return environment | {"TOKENIZERS_PARALLELISM": "true", "PYTHONUNBUFFERED": "1"}
+    if environment.get("PYTHONPATH"):
+        paths = environment["PYTHONPATH"].split(os.pathsep)
+        environment["PYTHONPATH"] = os.pathsep.join(str(Path(path).absolute()) for path in paths if path)
+    # Nothing in the folder where a process stands is ever imported: that of a run has a `data` folder.
+    return environment | {"TOKENIZERS_PARALLELISM": "true", "PYTHONUNBUFFERED": "1", "PYTHONSAFEPATH": "1"}
 
 
-def _leader(handle: Handle) -> psutil.Process | None:
-    try:
-        process = psutil.Process(int(handle["pid"]))
-        return process if abs(process.create_time() - float(handle["started"])) < 1 else None
-    except psutil.NoSuchProcess:
+def _poll(handle: Handle) -> int | None:
+    """The exit status of a child of this process that has ended, which is thereby reaped."""
+    child = _children.get(int(handle["pid"]))
+    return None if child is None else child.poll()
+
+
+def _find(run: RunFolder) -> Handle | None:
+    if not run.alive():
         return None
+    found = family.members(run.path)  # the oldest is the one that was started; the others are its children
+    return _handle(found[0]) if found else None
 
 
-def _described(status: int | None) -> str:
+def _alive(run: RunFolder, handle: Handle) -> bool:
+    """By the lock. A child that holds it while the process itself is gone does nobody's work any more."""
+    if not run.alive():
+        return False
+    if family.leader(int(handle["pid"]), float(handle["started"])) is None:
+        family.kill(run.path)
+        return run.alive()
+    return True
+
+
+def _stop(run: RunFolder, handle: Handle, *, force: bool) -> None:
+    process = family.leader(int(handle["pid"]), float(handle["started"]))
+    if process is not None:
+        with suppress(psutil.NoSuchProcess):
+            process.send_signal(signal.SIGKILL if force else signal.SIGTERM)
+    if force:
+        family.kill(run.path)
+
+
+def _handle(process: psutil.Process) -> dict[str, Any]:
+    return {"pid": process.pid, "started": process.create_time(), "kernel_kills": _kernel_kills()}
+
+
+def _kernel_kills() -> int:
+    """How many processes the kernel has ended for lack of memory since the machine started; 0 where it is not told."""
+    with suppress(OSError):
+        for line in Path("/proc/vmstat").read_text().splitlines():
+            if line.startswith("oom_kill "):
+                return int(line.split()[1])
+    return 0
+
+
+def _described(status: int | None, *, memory_short: bool) -> str:
+    killer = " The kernel's out-of-memory killer was at work meanwhile, so perhaps the memory did not suffice."
+    why = killer if memory_short else ""
     if status is None:
-        return "The trainer ended without a word."
+        return f"The trainer ended without a word.{why}"
     if status == -signal.SIGKILL:
-        return "The trainer was killed (SIGKILL), perhaps by the system because memory was short."
+        return f"The trainer was killed (SIGKILL).{why}"
     if status < 0:
-        return f"The trainer was ended by {signal.Signals(-status).name}."
-    return f"The trainer ended with exit status {status}."
+        return f"The trainer was ended by {_signal_name(-status)}.{why}"
+    return f"The trainer ended with exit status {status}.{why}"
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # a real-time one
+        return f"signal {number}"
 
 
 def _last_lines(log: Path) -> str:
