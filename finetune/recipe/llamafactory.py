@@ -19,6 +19,9 @@ def _spread(groups: Mapping[str, str]) -> Mapping[str, str]:
 NO_EFFECT: Mapping[str, str] = _spread(
     {
         "the checkpoint's own chat template is used, the same that serves": "template tool_format",
+        "trackers take it from their own settings (SWANLAB_PROJ_NAME, SWANLAB_WORKSPACE, SWANLAB_MODE ...)": (
+            "swanlab_project swanlab_workspace swanlab_mode swanlab_logdir project"
+        ),
         "rows are tokenised once and kept by their content": (
             "overwrite_cache tokenized_path preprocessing_batch_size preprocessing_num_workers"
         ),
@@ -27,7 +30,7 @@ NO_EFFECT: Mapping[str, str] = _spread(
             "dataloader_multiprocessing_context dataloader_in_order remove_unused_columns label_names"
         ),
         "batches hold no padding": (
-            "group_by_length length_column_name train_sampling_strategy ignore_pad_token_for_loss "
+            "group_by_length sortish_sampler length_column_name train_sampling_strategy ignore_pad_token_for_loss "
             "pad_to_multiple_of eval_do_concat_batches"
         ),
         "a last batch that is not full is trained on too": "dataloader_drop_last",
@@ -93,7 +96,7 @@ NO_EFFECT: Mapping[str, str] = _spread(
     }
 )
 
-# A way out ends the sentence "... is not supported ...". A value that switches the thing off is taken without a word.
+# Each text says why and names the way out. A value that switches the thing off is taken without a word.
 _OFF: frozenset[Any] = frozenset({None, False, "", "none", "no", "off"})
 _OFF_TOO: Mapping[str, frozenset[Any]] = MappingProxyType(
     {
@@ -159,6 +162,18 @@ REFUSED: Mapping[str, str] = _spread(
         "Validation runs in the recipe's own precision; leave it out": "bf16_full_eval fp16_full_eval",
     }
 )
+
+
+# Values of keys of ours that are theirs alone.
+_LATER: Mapping[tuple[str, str], str] = MappingProxyType(
+    {("stage", stage): "it can be sft" for stage in ("pt", "rm", "ppo", "dpo", "kto")}
+    | {("finetuning_type", "oft"): "it can be lora, freeze or full"}
+)
+
+
+def refused_value(key: str, value: Any) -> str | None:
+    """What a key of ours can be instead, for a value that only LLaMA-Factory has."""
+    return _LATER.get((key, value)) if isinstance(value, str) else None
 
 
 def refusal(key: str, value: Any) -> str | None:

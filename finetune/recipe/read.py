@@ -7,13 +7,20 @@ from typing import Any
 from pydantic import ValidationError
 
 from ...storage.errors import InvalidInput
-from .llamafactory import NO_EFFECT, REFUSED, RENAMED, adapt, refusal
+from .llamafactory import NO_EFFECT, REFUSED, RENAMED, adapt, refusal, refused_value
 from .nearest import nearest
 from .recipe import Recipe
 from .values import coerce
 from .yaml_text import load_scalar, load_yaml
 
 AUTO_KEYS = ("num_train_epochs", "per_device_train_batch_size", "learning_rate", "warmup_ratio")
+_COMMON_NAMES = {
+    "model": "model_name_or_path", "base_model": "model_name_or_path", "epochs": "num_train_epochs",
+    "n_epochs": "num_train_epochs", "num_epochs": "num_train_epochs", "lr": "learning_rate",
+    "batch_size": "per_device_train_batch_size", "r": "lora_rank", "rank": "lora_rank", "alpha": "lora_alpha",
+    "target_modules": "lora_target", "steps": "max_steps", "max_seq_length": "cutoff_len",
+    "data": "dataset", "train_file": "dataset", "validation_file": "eval_dataset", "system": "default_system",
+}  # fmt: skip
 _SAVE_STEPS = 500  # transformers' own, where a recipe says `steps` and no number
 
 
@@ -27,13 +34,13 @@ def read_recipe(path: Path | None, overrides: Sequence[str]) -> tuple[Recipe, tu
     if path is not None:
         values, notices = translate(load_yaml(path), where=f"in {path}")
     words, more = translate(_read_overrides(overrides), where="on the command line")
-    return (*_build({**values, **words}), notices + more)
+    return _build({**values, **words}, notices + more)
 
 
 def parse_recipe(values: Mapping[str, Any], *, where: str) -> tuple[Recipe, tuple[str, ...], list[str]]:
     """The same for keys that were read elsewhere; `where` says where in errors, as "in `tuning`"."""
     ours, notices = translate(values, where=where)
-    return (*_build(ours), notices)
+    return _build(ours, notices)
 
 
 def translate(values: Mapping[str, Any], *, where: str) -> tuple[dict[str, Any], list[str]]:
@@ -61,6 +68,9 @@ def translate(values: Mapping[str, Any], *, where: str) -> tuple[dict[str, Any],
 
 def _meaning(name: str, value: Any, where: str) -> Mapping[str, Any]:
     if name in Recipe.model_fields:
+        instead = refused_value(name, value)
+        if instead is not None:
+            raise InvalidInput(f"The {name} {value!r} {where} is not supported yet; {instead}.", param=name)
         return adapt(name, value)
     if name in RENAMED:
         return RENAMED[name](value)
@@ -69,7 +79,7 @@ def _meaning(name: str, value: Any, where: str) -> Mapping[str, Any]:
         if reason is None:
             return {}
         raise InvalidInput(f"{name} {where} cannot be used. {reason}.", param=name)
-    near = nearest(name, known_keys())
+    near = _COMMON_NAMES.get(name) or nearest(name, Recipe.model_fields) or nearest(name, known_keys())
     hint = f"Did you mean {near}?" if near else "docs/recipe.md lists the known ones."
     raise InvalidInput(f"{name} {where} is not a known key. {hint}", param=name)
 
@@ -84,16 +94,27 @@ def _value(key: str, value: Any, *, shown: str) -> Any:
     return coerce(key, value, shown=shown)
 
 
-def _build(values: Mapping[str, Any]) -> tuple[Recipe, tuple[str, ...]]:
+def _build(values: Mapping[str, Any], notices: list[str]) -> tuple[Recipe, tuple[str, ...], list[str]]:
     auto = tuple(key for key in AUTO_KEYS if values.get(key) == "auto")
     given = {key: value for key, value in values.items() if value is not None and key not in auto}
     if "model_name_or_path" not in given:
         raise InvalidInput("The recipe names no model; set model_name_or_path.", param="model_name_or_path")
     _fill_intervals(given)
+    notices = notices + [_without_effect(given, what) for what in ("save", "eval") if _is_unneeded(given, what)]
     try:
-        return Recipe(**given), auto
+        return Recipe(**given), auto, notices
     except ValidationError as error:
         raise _refused(error) from error
+
+
+def _is_unneeded(given: Mapping[str, Any], what: str) -> bool:
+    return f"{what}_steps" in given and given[f"{what}_strategy"] != "steps"
+
+
+def _without_effect(given: dict[str, Any], what: str) -> str:
+    """Take the number of steps out, which LLaMA-Factory's files have beside any strategy, and say so."""
+    del given[f"{what}_steps"]
+    return f"{what}_steps has no effect: {what}_strategy is {given[f'{what}_strategy']}."
 
 
 def _fill_intervals(given: dict[str, Any]) -> None:

@@ -24,6 +24,11 @@ Scheduler = Literal[
     "linear", "cosine", "cosine_with_restarts", "polynomial", "constant", "constant_with_warmup", "inverse_sqrt",
     "cosine_with_min_lr", "warmup_stable_decay",
 ]  # fmt: skip
+# Those that take nothing but a name; the ones after sgd need bitsandbytes.
+Optimiser = Literal[
+    "adamw_torch", "adamw_torch_fused", "adafactor", "adagrad", "rmsprop", "sgd", "adamw_8bit", "adamw_bnb_8bit",
+    "paged_adamw_32bit", "paged_adamw_8bit", "lion_32bit", "lion_8bit", "ademamix",
+]  # fmt: skip
 
 
 class Recipe(BaseModel):
@@ -100,7 +105,7 @@ class Recipe(BaseModel):
     lr_scheduler_kwargs: dict[str, Any] = Field(default={}, description="The scheduler's own parameters.")
     warmup_steps: int = Field(default=0, ge=0, description="Steps until the peak.")
     warmup_ratio: float = Field(default=0.0, ge=0, le=1, description="The same as a share of all steps.")
-    optim: str = Field(default="adamw_torch", description="Optimiser, by transformers' names.")
+    optim: Optimiser = Field(default="adamw_torch", description="Optimiser, by transformers' names.")
     optim_args: str | None = Field(default=None, description="The optimiser's own parameters, `a=1,b=2`.")
     weight_decay: float = Field(default=0.0, ge=0, description="Weight decay.")
     adam_beta1: float = Field(default=0.9, ge=0, lt=1, description="Adam's first decay.")

@@ -28,7 +28,6 @@ FORBIDDEN: Mapping[str, str] = {
     "report_to": "Name trackers in `integrations`.",
     "seed": "Set the request's own `seed`.",
     "threads": "The server shares its processors out.",
-    "plot_loss": "Every job draws its loss.",
 }
 
 
@@ -57,7 +56,7 @@ def recipe_from_request(
                 f"{place}{wish} and tuning.{key} say the same; leave one of them out.", param=f"tuning.{key}"
             )
         else:
-            values[key] = _positive(value, f"{place}{wish}")
+            values[key] = _positive(value, f"{place}{wish}", whole=wish == "batch_size")
     if values.setdefault("learning_rate", "auto") == "auto" and "warmup_steps" not in values:
         values.setdefault("warmup_ratio", "auto")
     values["model_name_or_path"] = base
@@ -118,9 +117,11 @@ def _multiplier(wishes: Mapping[str, Any], values: Mapping[str, Any], place: str
     return float(_positive(value, f"{place}learning_rate_multiplier"))
 
 
-def _positive(value: Any, param: str) -> Any:
+def _positive(value: Any, param: str, *, whole: bool = False) -> Any:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
         raise InvalidInput(f"{param} is {value!r}; it must be a number above 0, or 'auto'.", param=param)
+    if whole and value != int(value):
+        raise InvalidInput(f"{param} is {value!r}; it must be a whole number.", param=param)
     return value
 
 
