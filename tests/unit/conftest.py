@@ -16,6 +16,7 @@ from tuneloop.adapters.base import ModuleShape
 from tuneloop.engines.fake import DEFAULT_MODULES, FakeConfig, FakeEngine
 from tuneloop.engines.fake_checkpoint import write_fake_checkpoint
 from tuneloop.engines.tokenizer import ChatTokenizer
+from tuneloop.finetune.launchers import Launcher
 from tuneloop.server.app import create_app
 from tuneloop.server.services import Services
 from tuneloop.server.settings import Settings
@@ -56,14 +57,19 @@ AppFactory = Callable[..., AbstractAsyncContextManager[Running]]
 
 @dataclass(kw_only=True)
 class AppBuilder:
-    """What `app_factory` calls; `config` and `reply` script the engines, everything else are settings."""
+    """What `app_factory` calls; `config` and `reply` script the engines, `launcher` the trainers; the rest are settings."""
 
     folder: Path
     engines: dict[str, FakeEngine] = field(default_factory=dict)
 
     @asynccontextmanager
     async def __call__(
-        self, *, config: FakeConfig | None = None, reply: Any = None, **settings: Any
+        self,
+        *,
+        config: FakeConfig | None = None,
+        reply: Any = None,
+        launcher: Launcher | None = None,
+        **settings: Any,
     ) -> AsyncIterator[Running]:
         checkpoint = write_checkpoint(self.folder / "checkpoints" / BASE)
         engines = self.engines
@@ -74,7 +80,7 @@ class AppBuilder:
             return engines[name]
 
         values = {"home": self.folder / "home", "models": (f"{BASE}={checkpoint}",), **settings}
-        app = create_app(Settings(**values), engine_factory=build)
+        app = create_app(Settings(**values), engine_factory=build, launcher=launcher)
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)
         async with (
             app.router.lifespan_context(app),
