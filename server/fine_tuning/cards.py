@@ -43,9 +43,12 @@ class HyperparametersCard(BaseModel):
 
 
 class ErrorCard(BaseModel):
+    """`line` is that of the data, where one is to blame."""
+
     code: str
     message: str
     param: str | None = None
+    line: int | None = None
 
 
 class JobCard(BaseModel):
@@ -185,13 +188,14 @@ def event_card(event: JobEvent) -> EventCard:
         level=event.level,
         message=event.message,
         type=event.type,
-        data=dict(event.data),
+        data=resolved.finite(event.data),
         seq=event.seq,
     )
 
 
 def checkpoint_card(checkpoint: JobCheckpoint) -> CheckpointCard:
-    known = {name: checkpoint.metrics[name] for name in _METRICS if checkpoint.metrics.get(name) is not None}
+    metrics = resolved.finite(checkpoint.metrics)
+    known = {name: metrics[name] for name in _METRICS if metrics.get(name) is not None}
     return CheckpointCard(
         id=checkpoint.id,
         created_at=seconds(checkpoint.created_at),

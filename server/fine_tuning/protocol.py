@@ -83,11 +83,6 @@ class Integration(Wire):
                     "integration of its own.",
                     param=f"integrations.{name}",
                 )
-        if self.type == "wandb" and (self.wandb is None or self.wandb.project is None):
-            raise InvalidInput(
-                'The integration \'wandb\' needs a project: {"type": "wandb", "wandb": {"project": "..."}}.',
-                param="integrations.wandb.project",
-            )
         return self
 
 

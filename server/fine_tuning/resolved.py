@@ -17,6 +17,7 @@ _ALWAYS_SHOWN = frozenset({
     "per_device_train_batch_size", "gradient_accumulation_steps", "cutoff_len", "cutoff", "packing",
 })  # fmt: skip
 _OF_LORA = frozenset({"lora_rank", "lora_alpha", "lora_dropout", "lora_target", "use_dora", "use_rslora"})
+DEFAULT_PROJECT = "tuneloop"  # the trackers' own default
 _DEFAULTS = {name: field.get_default(call_default_factory=True) for name, field in Recipe.model_fields.items()}
 
 
@@ -53,8 +54,11 @@ def seed(job: Job) -> int:
 
 
 def trackers(job: Job) -> list[dict[str, Any]]:
-    """The integrations as the request gave them."""
-    return [dict(integration) for integration in job.request.get("integrations") or ()]
+    """The integrations as the request gave them, with the project that is taken where it names none."""
+    return [
+        {"type": asked["type"], asked["type"]: {"project": DEFAULT_PROJECT} | dict(asked.get(asked["type"]) or {})}
+        for asked in job.request.get("integrations") or ()
+    ]
 
 
 def progress(job: Job) -> dict[str, Any] | None:

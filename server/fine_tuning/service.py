@@ -4,7 +4,7 @@ A key that is limited to some models sees the jobs of those models only; the oth
 """
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from pathlib import Path
 
 from ...finetune.jobs.records import Job, JobEvent
@@ -17,7 +17,6 @@ from .resolved import finite
 
 MayUse = Callable[[str], bool]
 _PAGE = 1000
-_NO_MEASURES = frozenset({"step", "type"})
 
 
 class FineTuningService:
@@ -32,7 +31,10 @@ class FineTuningService:
         """Raises NotFound, also for a job whose model the caller may not use."""
         job = await self._jobs.get(job_id)
         if not self._may_use(job.model):
-            raise NotFound(f"There is no fine-tuning job '{job_id}'.", param="fine_tuning_job_id")
+            raise NotFound(
+                f"There is no fine-tuning job '{job_id}'. GET /v1/fine_tuning/jobs lists them.",
+                param="fine_tuning_job_id",
+            )
         return job
 
     async def list(
@@ -60,21 +62,26 @@ class FineTuningService:
 
     async def metrics(self, job_id: str) -> MetricsCard:
         """Every point of every curve, in the order of steps. A point that is no number (a diverged loss) is null."""
-        points: list[JobEvent] = []
-        after, more = None, True
-        while more:
-            events, more = await self._jobs.events(job_id, after=after, limit=_PAGE)
-            points += [event for event in events if event.type == "metrics"]
-            after = events[-1].id if events else None
-        series: dict[str, SeriesCard] = {}
-        for event in reversed(points):
-            for name, value in finite(event.data).items():
-                if name not in _NO_MEASURES and (value is None or isinstance(value, int | float)):
-                    line = series.setdefault(name, SeriesCard(step=[], value=[]))
-                    line.step.append(event.data["step"])
-                    line.value.append(value)
+        curves: dict[str, dict[int, float | None]] = {}
+        async for event in self._newest_first(job_id):
+            for name, value in finite(event.data).items() if event.type == "metrics" else ():
+                if name != "step" and (value is None or type(value) in (int, float)):
+                    # A trainer that was killed computes steps again: the newest point of a step counts.
+                    curves.setdefault(name, {}).setdefault(event.data["step"], value)
+        series = {}
+        for name, curve in curves.items():
+            steps = sorted(curve)
+            series[name] = SeriesCard(step=steps, value=[curve[step] for step in steps])
         return MetricsCard(fine_tuning_job_id=job_id, series=series)
 
     async def log(self, job_id: str, lines: int) -> str:
         """The last lines of what the job's processes printed; none before they began."""
         return await asyncio.to_thread(tail, RunFolder(self._home / "runs" / job_id).log, lines)
+
+    async def _newest_first(self, job_id: str) -> AsyncIterator[JobEvent]:
+        after, more = None, True
+        while more:
+            events, more = await self._jobs.events(job_id, after=after, limit=_PAGE)
+            for event in events:
+                yield event
+            after = events[-1].id if events else None

@@ -57,7 +57,7 @@ AppFactory = Callable[..., AbstractAsyncContextManager[Running]]
 
 @dataclass(kw_only=True)
 class AppBuilder:
-    """What `app_factory` calls; `config` and `reply` script the engines, `launcher` the trainers; the rest are settings."""
+    """What `app_factory` calls; `config` and `reply` script engines, `launcher` trainers; the rest are settings."""
 
     folder: Path
     engines: dict[str, FakeEngine] = field(default_factory=dict)
