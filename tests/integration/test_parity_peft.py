@@ -124,7 +124,7 @@ def _disagreements(model: Any, prompts: Sequence[Sequence[int]], answers: Sequen
                 if gap > TIE:
                     found.append(f"prompt {first + n} step {step}: token {token} is {gap:.5f} below the best")
                 elif gap > 0:
-                    print(f"tie: prompt {first + n} step {step}: within {gap:.1e}")  # noqa: T201
+                    print(f"tie: prompt {first + n} step {step}: within {gap:.1e}")
     return found
 
 
@@ -162,7 +162,7 @@ async def test_mixed_batch_alone_and_peft_agree(model_path: Path, tmp_path: Path
     assert not wrong, "\n".join(wrong)
     assert len(ties) <= 1, ties  # both sides were greedy, so more than a rare tie is a fault
     for key in differing:  # both were shown to be greedy for PEFT, so this is a tie
-        print(f"tie: {key}: mixed {mixed[key]}, alone {alone[key]}")  # noqa: T201
+        print(f"tie: {key}: mixed {mixed[key]}, alone {alone[key]}")
     assert len(differing) <= 3, differing
     outputs = {tuple(mixed[f"{name}/{i}"]) for name in ADAPTERS for i in range(64)}
     assert len(outputs) > 128, "the adapters hardly change the output, so this proves little"

@@ -1,6 +1,7 @@
 """The tagged commands of README.md are run as they stand, against a real server; the Chinese page has the same ones."""
 
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -12,12 +13,13 @@ import pytest
 
 from .conftest import Forcing, StartServer
 from .peft_files import forcing_adapter
-from .serving import MODEL, Server, parse_events
+from .serving import MODEL, TUNELOOP, Server, clean_environment, parse_events
 
 ROOT = Path(__file__).parents[2]
 WRITTEN = "http://127.0.0.1:8000"  # the address in the pages
 _BLOCK = re.compile(r"<!-- run: ([\w-]+) -->\n```(\w+)\n(.*?)```\n", re.DOTALL)
 END_OF_TURN = 2  # <|im_end|> of the built-in model
+ADAPTER_TAGS = ("adapter-upload", "adapter-replace", "adapter-alias")
 _PAGES = ("README.md", "README.zh.md")
 
 
@@ -53,8 +55,10 @@ def run(server: Server, tag: str, folder: Path) -> str:
     """The output of a block of README.md that has been pointed at the server."""
     language, code = README[tag]
     command = {"sh": ["bash", "-euo", "pipefail", "-c"], "python": [sys.executable, "-c"]}[language]
+    # The commands are found, and the home is the server's, as after `make serve` in the same shell.
+    env = clean_environment(PATH=f"{TUNELOOP.parent}:{os.environ['PATH']}", TUNELOOP_HOME=str(server.home))
     done = subprocess.run(
-        [*command, code.replace(WRITTEN, server.url)], cwd=folder, capture_output=True, text=True, check=False
+        [*command, code.replace(WRITTEN, server.url)], cwd=folder, capture_output=True, text=True, check=False, env=env
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -71,7 +75,7 @@ def documents(output: str) -> list[dict[str, Any]]:
 
 def test_the_chinese_page_has_the_same_commands() -> None:
     assert blocks("README.zh.md") == README
-    assert list(README) == ["serve", "test", "curl", "sdk", "adapter-upload", "adapter-replace", "adapter-alias"]
+    assert list(README) == ["serve", "test", "curl", "sdk", *ADAPTER_TAGS, "tune", "tune-cli"]
 
 
 @pytest.mark.parametrize("page", _PAGES)
@@ -112,3 +116,10 @@ def test_the_adapter_commands(server: Server, tmp_path: Path, forcing: Forcing) 
     assert (default["alias"], default["version"]) == ("default", 1)
     for model in ("support", "support@1", "support@2", "support@prod"):
         assert server.http.get(f"/v1/models/{model}").status_code == 200
+
+
+@pytest.mark.timeout(600)
+def test_fine_tuning_ends_in_a_live_model(server: Server, tmp_path: Path) -> None:
+    assert "Lumi" in run(server, "tune", tmp_path)
+    run(server, "tune-cli", tmp_path)
+    assert (tmp_path / "saves/lumi/adapter_config.json").is_file()

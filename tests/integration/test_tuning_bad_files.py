@@ -1,4 +1,4 @@
-"""Twenty kinds of files that nobody should train on: each is refused with its place and what to do, and trains nothing."""
+"""Twenty kinds of files that nobody should train on: each is refused with its place and what to do."""
 
 import json
 from collections.abc import Iterator

@@ -105,7 +105,7 @@ def test_the_job_tells_what_happened(server: Server, client: OpenAI, identity: d
     assert (job.object, job.model, job.training_file, job.seed) == ("fine_tuning.job", MODEL, identity["file"], 1)
     assert isinstance(job.hyperparameters.n_epochs, int)
     assert job.trained_tokens and job.finished_at >= job.created_at
-    found = [event for event in client.fine_tuning.jobs.list_events(job.id, limit=100)]
+    found = list(client.fine_tuning.jobs.list_events(job.id, limit=100))
     messages = [event.message for event in reversed(found)]
     assert messages[0] == f"Created fine-tuning job: {job.id}"
     assert messages[-1] == "The job has successfully completed."

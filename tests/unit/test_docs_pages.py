@@ -21,7 +21,7 @@ from tuneloop.server.settings_sources import CONFIG_VARIABLE
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 READMES = (ROOT / "README.md", ROOT / "README.zh.md")
-RUN_TAGS = ["serve", "test", "curl", "sdk", "adapter-upload", "adapter-replace", "adapter-alias"]
+RUN_TAGS = ["serve", "test", "curl", "sdk", "adapter-upload", "adapter-replace", "adapter-alias", "tune", "tune-cli"]
 
 BLOCK = re.compile(r"(?:<!-- run: ([\w-]+) -->\n)?^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)\s]+)\)")

@@ -39,6 +39,25 @@ GET /v1/adapters/{name}/versions
 GET /v1/adapters/{name}/versions/{version}
 GET /v1/adapters/{name}/versions/{version}/download
 GET /v1/api_keys
+DELETE /v1/files/{file_id}
+DELETE /v1/fine_tuning/checkpoints/{checkpoint}/permissions/{permission_id}
+GET /v1/files
+GET /v1/files/{file_id}
+GET /v1/files/{file_id}/content
+GET /v1/fine_tuning/checkpoints/{checkpoint}/permissions
+GET /v1/fine_tuning/jobs
+GET /v1/fine_tuning/jobs/{fine_tuning_job_id}
+GET /v1/fine_tuning/jobs/{fine_tuning_job_id}/checkpoints
+GET /v1/fine_tuning/jobs/{fine_tuning_job_id}/events
+GET /v1/fine_tuning/jobs/{fine_tuning_job_id}/events/stream
+GET /v1/fine_tuning/jobs/{fine_tuning_job_id}/log
+GET /v1/fine_tuning/jobs/{fine_tuning_job_id}/metrics
+POST /v1/files
+POST /v1/fine_tuning/checkpoints/{checkpoint}/permissions
+POST /v1/fine_tuning/jobs
+POST /v1/fine_tuning/jobs/{fine_tuning_job_id}/cancel
+POST /v1/fine_tuning/jobs/{fine_tuning_job_id}/pause
+POST /v1/fine_tuning/jobs/{fine_tuning_job_id}/resume
 GET /v1/models
 GET /v1/models/{model_id}
 GET /version
@@ -65,7 +84,8 @@ METRICS = """
 http_requests tuneloop:adapter_e2e_request_latency_seconds tuneloop:adapter_generation_tokens
 tuneloop:adapter_prompt_tokens tuneloop:adapter_requests tuneloop:adapter_residency
 tuneloop:adapter_time_to_first_token_seconds tuneloop:engine_steps tuneloop:model_ready
-tuneloop:model_resident_memory_bytes tuneloop:requests_in_flight tuneloop:trained_tokens tuneloop:tuning_jobs vllm:e2e_request_latency_seconds
+tuneloop:model_resident_memory_bytes tuneloop:requests_in_flight tuneloop:trained_tokens tuneloop:tuning_jobs
+vllm:e2e_request_latency_seconds
 vllm:generation_tokens vllm:inter_token_latency_seconds vllm:kv_cache_usage_perc vllm:lora_requests_info
 vllm:num_preemptions vllm:num_requests_running vllm:num_requests_waiting vllm:prefix_cache_hits
 vllm:prefix_cache_queries vllm:prompt_tokens vllm:prompt_tokens_cached vllm:request_generation_tokens
