@@ -23,6 +23,10 @@ Json = Annotated[bool, typer.Option("--json", help="Print the server's answer as
 _CONNECT_SECONDS = 5.0
 
 
+class Disconnected(CliError):
+    """The server is not there, or not any more; the same again may work later."""
+
+
 class Client:
     """A context manager around one connection pool."""
 
@@ -58,9 +62,15 @@ class Client:
                 raise CliError(_message(response.status_code, response.read()))
             yield from response.iter_bytes()
 
-    def stream_events(self, path: str, body: dict[str, Any]) -> Iterator[dict[str, Any]]:
-        """The `data:` objects of a server-sent event stream, until `[DONE]`. An error event ends it as CliError."""
-        with self._explained(), self._http.stream("POST", path, json=body) as response:
+    def stream_events(
+        self, path: str, body: dict[str, Any] | None = None, *, params: dict[str, Any] | None = None
+    ) -> Iterator[dict[str, Any]]:
+        """The `data:` objects of a server-sent event stream, until `[DONE]`; a GET without a body.
+
+        An error event ends it as CliError, a connection that breaks or a stream that is cut as Disconnected.
+        """
+        method = "GET" if body is None else "POST"
+        with self._explained(), self._http.stream(method, path, json=body, params=params) as response:
             if response.is_error:
                 raise CliError(_message(response.status_code, response.read()))
             for line in response.iter_lines():
@@ -73,7 +83,7 @@ class Client:
                 if "error" in event:
                     raise CliError(str(event["error"].get("message", event["error"])))
                 yield event
-        raise CliError("The server ended the answer before it was complete.")
+        raise Disconnected("The server ended the answer before it was complete.")
 
     @contextmanager
     def _explained(self) -> Iterator[None]:
@@ -82,13 +92,13 @@ class Client:
         try:
             yield
         except httpx.ConnectError as error:
-            raise CliError(
+            raise Disconnected(
                 f"No server answers at {self.url}. Start one with `tuneloop serve`, or name another with --url."
             ) from error
         except (httpx.UnsupportedProtocol, httpx.InvalidURL) as error:
             raise CliError(f"--url {self.url} is no base URL; write one as {DEFAULT_URL}.") from error
         except httpx.HTTPError as error:
-            raise CliError(f"The connection to {self.url} failed: {error or type(error).__name__}.") from error
+            raise Disconnected(f"The connection to {self.url} failed: {error or type(error).__name__}.") from error
 
 
 def path_of(*parts: str) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import typer
 
-from . import adapters, chat, doctor, keys, models, pull, serve
+from . import adapters, chat, doctor, jobs, keys, models, pull, serve, train
 from .console import CliError, fail
 
 
@@ -20,6 +20,8 @@ def build_app(*, with_settings: bool = True) -> typer.Typer:
     )
     app.command("serve", short_help=serve.SUMMARY)(serve.command(with_settings=with_settings))
     app.command("pull")(pull.pull)
+    app.command("train")(train.train)
+    app.add_typer(jobs.app, name="jobs")
     app.add_typer(models.app, name="models")
     app.add_typer(adapters.app, name="adapters")
     app.add_typer(keys.app, name="keys")
