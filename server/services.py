@@ -123,6 +123,7 @@ async def open_services(
             threads=settings.resolved_tuning_threads,
             nice=settings.tuning_nice,
             count_tokens=metrics.count_trained_tokens,
+            may_start=lambda: not drain.draining,
         )
         stack.push_async_callback(jobs.close)
         await jobs.start()

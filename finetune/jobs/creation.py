@@ -1,8 +1,10 @@
 """How a job begins: its folder with everything that its processes read, then its row. It starts no process."""
 
 import asyncio
+import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -47,21 +49,49 @@ class JobFolders:
     def of(self, job_id: str) -> RunFolder:
         return RunFolder(self._home / "runs" / job_id)
 
-    async def make(self, job_id: str, new: NewJob) -> RunSpec:
-        """The folder with its data, adapter and spec. On any failure nothing is left. Raises StorageFull."""
+    @asynccontextmanager
+    async def making(self, job_id: str, new: NewJob) -> AsyncIterator[RunSpec]:
+        """The folder with its data, adapter and spec, for a block that makes the job's row.
+
+        If the block or anything before it fails, nothing is left. Raises StorageFull.
+        """
         run = self.of(job_id)
+        lock: int | None = None
         try:
             with full_disk_named(self._home):
                 await asyncio.to_thread(run.path.mkdir, parents=True)
+                lock = await asyncio.to_thread(run.take_lock)
+                await asyncio.to_thread(self._unborn(run).touch)
                 spec = await self._spec(run, new, job_id)
                 await asyncio.to_thread(run.create, spec)
+            yield spec
         except BaseException:
             await asyncio.to_thread(shutil.rmtree, run.path, ignore_errors=True)
             raise
-        return spec
+        else:
+            with suppress(OSError):  # the job has its row: the next start looks again
+                await asyncio.to_thread(self._unborn(run).unlink)
+        finally:
+            if lock is not None:
+                os.close(lock)
 
-    async def remove(self, job_id: str) -> None:
-        await asyncio.to_thread(shutil.rmtree, self.of(job_id).path, ignore_errors=True)
+    async def clear_unborn(self, known: Callable[[Collection[str]], Awaitable[set[str]]]) -> None:
+        """Remove folders whose server was killed before their job had a row; `known` says which ids have one."""
+        unborn = await asyncio.to_thread(self._find_unborn)
+        born = await known([run.path.name for run in unborn])
+        for run in unborn:
+            if run.path.name in born:
+                await asyncio.to_thread(self._unborn(run).unlink, missing_ok=True)
+            else:
+                await asyncio.to_thread(shutil.rmtree, run.path, ignore_errors=True)
+
+    def _find_unborn(self) -> list[RunFolder]:
+        runs = [RunFolder(path) for path in (self._home / "runs").glob("*") if self._unborn(RunFolder(path)).exists()]
+        return [run for run in runs if not run.alive()]  # another server may be making one at this moment
+
+    @staticmethod
+    def _unborn(run: RunFolder) -> Path:
+        return run.path / ".unborn"
 
     async def _spec(self, run: RunFolder, new: NewJob, job_id: str) -> RunSpec:
         train = [await self._data(run, new.training_file, "train")]

@@ -11,6 +11,7 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
+from weakref import WeakValueDictionary
 
 import structlog
 
@@ -19,6 +20,7 @@ from ...engines.catalog import ModelCatalog
 from ...storage import Database
 from ...storage.errors import Conflict, TuneloopError
 from ...storage.files import FileStore
+from ...storage.uninterrupted import finish
 from ..launchers import Launcher
 from ..run_folder import Wish
 from ..training.trackers import check_trackers
@@ -58,12 +60,14 @@ class JobService:
         threads: int | None = None,
         nice: int = 10,
         count_tokens: Callable[[int], None] = lambda _: None,
+        may_start: Callable[[], bool] = lambda: True,
     ) -> None:
         self._store = JobStore(database)
         self._folders = JobFolders(home, files=files, catalog=catalog, adapters=adapters, nice=nice)
         self._devices = DevicePool(devices)
         self._launcher = launcher
         self._threads = threads
+        self._may_start = may_start
         self._around = Surroundings(
             store=self._store,
             files=files,
@@ -75,12 +79,14 @@ class JobService:
         self._watches: dict[str, Watch] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._wake = asyncio.Event()
-        self._news: dict[str, asyncio.Event] = {}
+        self._news: WeakValueDictionary[str, asyncio.Event] = WeakValueDictionary()  # as long as somebody waits
         self._states: dict[str, State] = {}
+        self._making: set[str] = set()  # jobs whose folders are not given free yet
         self._closed = False
 
     async def start(self) -> None:
         """Find the jobs again that a server before this one left: with a living trainer, a dead one, or none."""
+        await self._folders.clear_unborn(self._store.known)
         for job in await self._store.in_states({"validating", "queued", "running", "pausing", "paused", "publishing"}):
             self._states[job.id] = job.state
         for job in [
@@ -88,7 +94,9 @@ class JobService:
             *await self._store.in_states({"running", "pausing", "publishing"}),
         ]:
             if job.id not in self._watches:
-                await self._find_again(job)
+                if job.devices is not None:
+                    self._devices.hold(job.id, job.devices)
+                self._watch(job)
         self._background(self._schedule_always())
         self._wake.set()
 
@@ -101,36 +109,7 @@ class JobService:
 
     async def create(self, new: NewJob) -> Job:
         """A job that is on its way. Raises InvalidInput for what can be known to fail, StorageFull, Unavailable."""
-        job_id = new_id("ftjob-")
-        self._devices.check(new.recipe.num_processes)
-        name = output_name(new.base, new.suffix, job_id)
-        spec = await self._folders.make(job_id, new)
-        try:
-            check_trackers(spec.recipe.report_to, param="integrations")
-            job = await self._store.add(
-                {
-                    "id": job_id,
-                    "state": "validating",
-                    "wanted": None,
-                    "priority": new.priority,
-                    "model": new.model,
-                    "base": new.base,
-                    "method": new.method,
-                    "request": dict(new.request),
-                    "spec": spec.model_dump(mode="json"),
-                    "job_metadata": dict(new.metadata),
-                    "training_file": new.training_file.id,
-                    "validation_file": None if new.validation_file is None else new.validation_file.id,
-                    "output_name": name,
-                    "attempts": 0,
-                    "attempt_step": 0,
-                    "log_offset": 0,
-                },
-                f"Created fine-tuning job: {job_id}",
-            )
-        except BaseException:
-            await self._folders.remove(job_id)
-            raise
+        job = await finish(self._create(new))
         self._changed(job)
         return job
 
@@ -201,6 +180,7 @@ class JobService:
                 error=None,
                 attempts=0,
                 finished_at=None,
+                result_files=[],
             )
             if resumed is not None:
                 return resumed
@@ -260,10 +240,45 @@ class JobService:
         """Jobs that have not ended, by state."""
         return Counter(list(self._states.values()))
 
+    async def _create(self, new: NewJob) -> Job:
+        job_id = new_id("ftjob-")
+        self._making.add(job_id)
+        try:
+            return await self._make(job_id, new)
+        finally:
+            self._making.discard(job_id)
+
+    async def _make(self, job_id: str, new: NewJob) -> Job:
+        self._devices.check(new.recipe.num_processes)
+        name = output_name(new.base, new.suffix, job_id)
+        async with self._folders.making(job_id, new) as spec:
+            check_trackers(spec.recipe.report_to, param="integrations")
+            return await self._store.add(
+                {
+                    "id": job_id,
+                    "state": "validating",
+                    "wanted": None,
+                    "priority": new.priority,
+                    "model": new.model,
+                    "base": new.base,
+                    "method": new.method,
+                    "request": dict(new.request),
+                    "spec": spec.model_dump(mode="json"),
+                    "job_metadata": dict(new.metadata),
+                    "training_file": new.training_file.id,
+                    "validation_file": None if new.validation_file is None else new.validation_file.id,
+                    "output_name": name,
+                    "attempts": 0,
+                    "attempt_step": 0,
+                    "log_offset": 0,
+                },
+                f"Created fine-tuning job: {job_id}",
+            )
+
     async def _tell(self, job: Job, wish: Wish) -> None:
         watch = self._watches.get(job.id)
         if watch is not None:
-            watch.job = job
+            watch.hear(job)
             await watch.stop(wish)
 
     async def _set(self, job_id: str, states: Any, *, events: Any = (), **values: Any) -> Job | None:
@@ -291,14 +306,23 @@ class JobService:
                 await self._schedule()
             except TuneloopError as error:
                 log.warning("the queue of fine-tuning jobs cannot be read", reason=error.message)
-                await asyncio.sleep(_RETRY_SECONDS)
-                self._wake.set()
+            except Exception:
+                log.exception("the queue of fine-tuning jobs cannot be read")
+            else:
+                continue
+            await asyncio.sleep(_RETRY_SECONDS)
+            self._wake.set()
 
     async def _schedule(self) -> None:
-        """Start what may start. The most urgent job waits for devices and nobody overtakes it, so that it comes on."""
+        """Start what may start; nothing while the server is about to end.
+
+        The most urgent job waits for devices and nobody overtakes it, so that it comes on.
+        """
+        if not self._may_start():
+            return
         reading = sum(1 for watch in self._watches.values() if watch.job.state == "validating")
         for job in await self._store.in_states({"validating"}):
-            if job.id not in self._watches and reading < _AT_ONCE:
+            if job.id not in self._watches and job.id not in self._making and reading < _AT_ONCE:
                 reading += 1
                 self._watch(job)
         for job in await self._store.in_states({"queued"}):
@@ -307,10 +331,13 @@ class JobService:
             devices = self._devices.take(job.id, int(job.spec["recipe"]["num_processes"]))
             if devices is None:
                 return
-            started = await self._set(job.id, {"queued"}, state="running", devices=list(devices), wanted=None)
-            if started is None:
-                self._devices.give_back(job.id)
-            else:
+            started = None
+            try:
+                started = await self._set(job.id, {"queued"}, state="running", devices=list(devices), wanted=None)
+            finally:
+                if started is None:
+                    self._devices.give_back(job.id)
+            if started is not None:
                 self._watch(started)
 
     def _watch(self, job: Job) -> None:
@@ -319,31 +346,20 @@ class JobService:
         self._background(self._follow_process(watch))
 
     async def _follow_process(self, watch: Watch) -> None:
+        """To its end, whatever fails on the way."""
         job_id = watch.job.id
-        failed = True
-        try:
-            await watch.run()
-            failed = False
-        except TuneloopError as error:
-            log.warning("a fine-tuning job cannot be followed", job=job_id, reason=error.message)
-        except Exception:
-            log.exception("a fine-tuning job cannot be followed", job=job_id)
-        if failed:
+        while True:
+            try:
+                await watch.run()
+                break
+            except TuneloopError as error:
+                log.warning("a fine-tuning job cannot be followed", job=job_id, reason=error.message)
+            except Exception:
+                log.exception("a fine-tuning job cannot be followed", job=job_id)
             await asyncio.sleep(_RETRY_SECONDS)
         del self._watches[job_id]
         self._devices.give_back(job_id)
-        if failed:
-            with suppress(TuneloopError):
-                await self._find_again(await self.get(job_id))
         self._wake.set()
-
-    async def _find_again(self, job: Job) -> None:
-        """Follow the process that works for a job; a job that should have one and hasn't goes back into the queue."""
-        if job.launcher is not None:
-            self._devices.hold(job.id, job.devices or ())
-            self._watch(job)
-        elif job.state in ("running", "pausing", "publishing"):
-            await self._set(job.id, {job.state}, state="queued")
 
     def _background(self, work: Any) -> None:
         task = asyncio.create_task(work)

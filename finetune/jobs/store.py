@@ -57,6 +57,12 @@ class JobStore:
         async with self._database.transaction(read_only=True) as session:
             return [_job(row) for row in (await session.scalars(query)).all()]
 
+    async def known(self, job_ids: Collection[str]) -> set[str]:
+        """Those of the ids that are jobs."""
+        async with self._database.transaction(read_only=True) as session:
+            found = [job_id for job_id in job_ids if await session.get(tables.TuningJob, job_id) is not None]
+        return set(found)
+
     async def with_process(self) -> list[Job]:
         """Jobs for which a process was started whose end nobody has seen yet."""
         async with self._database.transaction(read_only=True) as session:
@@ -94,15 +100,21 @@ class JobStore:
         job_id: str,
         *,
         states: Collection[State] | None = None,
+        expected: Mapping[str, Any] | None = None,
         events: Sequence[Mapping[str, Any]] = (),
         checkpoint: JobCheckpoint | None = None,
         **values: Any,
     ) -> Job | None:
-        """Set columns and append events in one transaction; None, and nothing is changed, if the state is another."""
+        """Set columns and append events in one transaction.
+
+        None, and nothing is changed, if the state is none of `states` or a column is not as `expected`.
+        """
         table = tables.TuningJob
         query = update(table).where(table.id == job_id)
         if states is not None:
             query = query.where(table.state.in_(states))
+        for name, value in (expected or {}).items():
+            query = query.where(getattr(table, name).is_not_distinct_from(value))
         async with self._database.transaction() as session:
             result = await session.execute(query.values(updated_at=datetime.now(UTC), **values))
             if result.rowcount == 0:  # type: ignore[attr-defined]

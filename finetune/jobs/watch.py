@@ -6,18 +6,19 @@ killed at any moment does the rest when it starts again, and no event is lost or
 """
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from ...storage.errors import TuneloopError
+from ...storage.errors import Conflict, StorageFull, TuneloopError, Unavailable
 from ...storage.files import FileStore
 from ..events import Event, read_events
 from ..launchers import Launcher
 from ..run_folder import Phase, RunFolder, Wish
-from .base import ACTIVE, ENDED, Publisher
+from .base import ACTIVE, ENDED, Publisher, State
 from .cleanup import tidy
 from .imports import Changes, take
 from .records import Job, JobCheckpoint
@@ -27,6 +28,9 @@ from .store import JobStore, event, new_id
 _POLL_SECONDS = 0.05
 _CHECK_SECONDS = 1.0  # between looks at whether the process lives
 _PATIENCE_SECONDS = 30.0  # for a process to save and end, until it is killed
+_CLOSING_SECONDS = 300.0  # the same for one that has succeeded and closes its trackers
+_OF_THE_LOG = frozenset({"log_offset", "resolved", "progress"})
+_BEGUN: frozenset[State] = frozenset({"validating", "running", "pausing"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,11 +55,21 @@ class Watch:
         self._launcher = around.launchers[job.launcher or launcher]
         self._threads = threads
         self._finished = False  # the trainer has said its last word
+        self._offset = job.log_offset  # nobody else's to move
 
     async def run(self) -> None:
-        """Start the phase that the job's state asks for, unless its process is there already, and follow it."""
+        """Start the phase that the job's state asks for, unless its process is there already, and follow it.
+
+        After a failure (of the database, say) it can be called again, and goes on.
+        """
+        self._finished = False
+        self._took(await self._around.store.get(self.job.id))
         if self.job.handle is None:
-            await self._start()
+            await self._read()  # of a process whose starter was killed before it could note the handle
+            if not self._finished and self.job.state in _BEGUN:
+                await self._start()
+        elif self.job.wanted is not None:  # whoever wanted it may have been killed before the process heard of it
+            await self.stop("pause" if self.job.wanted == "pause" else "cancel")
         clock = asyncio.get_running_loop().time
         checked = clock()
         ending: float | None = None  # since when the process has nothing left to do
@@ -69,19 +83,33 @@ class Watch:
                     if not await self._read():
                         await self._gone()
                         return
-                elif ending is not None and clock() - ending > _PATIENCE_SECONDS:
+                elif ending is not None and clock() - ending > self._patience:
                     await self._kill()
                 self.job = await self._around.store.get(self.job.id)  # another server may have changed it
             await asyncio.sleep(_POLL_SECONDS)
 
+    @property
+    def _patience(self) -> float:
+        return _CLOSING_SECONDS if self.job.state == "succeeded" and not self._finished else _PATIENCE_SECONDS
+
+    def hear(self, job: Job) -> None:
+        """The job was changed by somebody else."""
+        if job.updated_at >= self.job.updated_at:
+            self.job = job
+
     async def stop(self, wish: Wish) -> None:
         """Ask the process to end between two steps; one that is to be cancelled need not save."""
-        await asyncio.to_thread(self._run_folder.want, wish)
+        with suppress(FileNotFoundError):  # somebody removed the folder
+            await asyncio.to_thread(self._run_folder.want, wish)
         if wish == "cancel" and self.job.handle is not None:
             await self._launcher.stop(self._run_folder, self.job.handle)
 
     async def _start(self) -> None:
         phase: Phase = "prepare" if self.job.state == "validating" else "train"
+        if not await asyncio.to_thread((self._run_folder.path / "spec.json").is_file):
+            message = f"The folder of the job, {self._run_folder.path}, is gone. Create the job again."
+            await self._fail(Changes(), {"code": "run_folder_missing", "message": message, "param": None})
+            return
         handle = await self._launcher.find(self._run_folder)
         if handle is not None:
             await self._change(handle=dict(handle), launcher=self._launcher.name)
@@ -97,8 +125,8 @@ class Watch:
             attempts=self.job.attempts + 1,
             started_at=datetime.now(UTC),
         )
-        if self.job.wanted == "cancel":  # it came while the process was being started
-            await self.stop("cancel")
+        if self.job.wanted is not None:  # it came while the process was being started
+            await self.stop("pause" if self.job.wanted == "pause" else "cancel")
 
     async def _alive(self) -> bool:
         return self.job.handle is not None and await self._launcher.alive(self._run_folder, self.job.handle)
@@ -111,11 +139,11 @@ class Watch:
         """Take in what is new in the log; whether there was anything."""
         path = self._run_folder.events
         try:
-            if path.stat().st_size <= self.job.log_offset:  # a stat is quicker than a thread
+            if path.stat().st_size <= self._offset:  # a stat is quicker than a thread
                 return False
         except FileNotFoundError:
             return False
-        found = await asyncio.to_thread(lambda: list(read_events(path, self.job.log_offset)))
+        found = await asyncio.to_thread(lambda: list(read_events(path, self._offset)))
         changes = Changes()
         for each in found:
             if each.kind in ("metrics", "message", "started"):
@@ -133,8 +161,7 @@ class Watch:
         """Events that change the job's state or make something live."""
         match found.kind:
             case "prepared":
-                state = "paused" if self.job.wanted == "pause" else "queued"
-                await self._write(changes, from_states={"validating"}, state=state, attempts=0, wanted=None)
+                await self._prepared(changes)
             case "checkpoint":
                 await self._checkpoint(found, changes)
             case "result":
@@ -150,6 +177,21 @@ class Watch:
                 error = {"code": found.data.get("code") or "training_failed", "message": found.message}
                 param = found.data.get("param")
                 await self._fail(changes, error | {"param": param, "line": found.data.get("line")})
+
+    async def _prepared(self, changes: Changes) -> None:
+        """Queued; or paused, if somebody asked for that meanwhile, be it in this very moment."""
+        wishes: tuple[tuple[str | None, State], ...] = ((None, "queued"), ("pause", "paused"))
+        for wanted, state in wishes:
+            if await self._try(
+                changes,
+                from_states={"validating"},
+                expected={"wanted": wanted},
+                state=state,
+                attempts=0,
+                wanted=None,
+            ):
+                return
+        await self._write(changes)
 
     async def _checkpoint(self, found: Event, changes: Changes) -> None:
         step = int(found.data["step"])
@@ -178,15 +220,16 @@ class Watch:
 
     async def _result(self, found: Event, changes: Changes) -> None:
         """Live first, then told: nobody hears of a model that cannot answer yet."""
-        if self.job.state in ENDED:
-            await self._write(changes)
+        if not await self._change(from_states={"running", "pausing", "publishing"}, state="publishing"):
+            await self._write(changes)  # it was cancelled
             return
-        await self._change(from_states={"running", "pausing"}, state="publishing")
         name, step = self.job.output_name, int(found.data["step"])
         folder = self._run_folder.path / str(found.data["path"])
         try:
             await self._publish(found.data["kind"], folder, name, step, found.data["metrics"])
         except TuneloopError as error:
+            if isinstance(error, Unavailable) and not isinstance(error, StorageFull):
+                raise  # a database or bucket that is out of reach comes back: the event is taken up again
             message = f"The training succeeded, and its result cannot be served: {error.message}"
             await self._fail(changes, {"code": error.code, "message": message, "param": error.param})
             return
@@ -218,14 +261,18 @@ class Watch:
         step = found.data["step"]
         if self.job.state in ENDED:
             await self._write(changes)
-        elif found.data["reason"] == "pause" or self.job.wanted == "pause":
-            changes.say(found.at, event("info", f"The job is paused after step {step}."))
-            await self._write(changes, from_states={"running", "pausing"}, state="paused", wanted=None, attempts=0)
         elif found.data["reason"] == "cancel":
             await self._write(changes, from_states=ACTIVE, state="cancelled", finished_at=datetime.now(UTC))
         else:
-            changes.say(found.at, event("info", f"The trainer was asked to end after step {step}; it will go on."))
-            await self._write(changes, from_states={"running", "pausing"}, state="queued", attempts=0)
+            again = event("info", f"The trainer was asked to end after step {step}; it will go on.")
+            goes_on = Changes(values=dict(changes.values))
+            goes_on.say(found.at, again)
+            if found.data["reason"] == "interrupted" and await self._try(
+                goes_on, from_states={"running"}, state="queued", attempts=0
+            ):
+                return
+            changes.say(found.at, event("info", f"The job is paused after step {step}."))
+            await self._write(changes, from_states={"running", "pausing"}, state="paused", wanted=None, attempts=0)
 
     async def _fail(self, changes: Changes, error: Mapping[str, Any]) -> None:
         changes.events.append(
@@ -235,74 +282,96 @@ class Watch:
 
     async def _gone(self) -> None:
         """No process lives, and its log is read to the end."""
-        if self.job.state in ACTIVE:
-            await self._died()
+        while self.job.state in ACTIVE and not await self._died():
+            self.job = await self._around.store.get(self.job.id)  # somebody wanted something in this very moment
         if self.job.state in ENDED:
             await self._add_result_file()
-        await self._change(handle=None, launcher=None, devices=None)
-        if self.job.state in ENDED:
             await asyncio.to_thread(tidy, self._run_folder, succeeded=self.job.state == "succeeded")
+        await self._change(handle=None, launcher=None, devices=None)
 
-    async def _died(self) -> None:
-        """Without a last word: killed, by whomever. It goes on from its last checkpoint, if that leads anywhere."""
+    async def _died(self) -> bool:
+        """Without a last word: killed, by whomever. It goes on from its last checkpoint, if that leads anywhere.
+
+        False if the job's state is another by now.
+        """
         assert self.job.handle is not None
+        before = self.job.state
         reason = await self._launcher.exit_reason(self._run_folder, self.job.handle)
-        if self.job.wanted == "cancel":
-            await self._change(from_states=ACTIVE, state="cancelled", finished_at=datetime.now(UTC))
-            return
         steps = await asyncio.to_thread(self._run_folder.steps)
         newest = steps[-1] if steps else 0
         attempts = 0 if newest > self.job.attempt_step else self.job.attempts
         if attempts > int(self.job.spec["recipe"]["max_retries"]):
             message = f"{reason} That were {attempts} attempts without a new checkpoint; no more are made."
             await self._fail(Changes(), {"code": "trainer_died", "message": message, "param": None})
-            return
+            return True
         where = f"from step {newest}" if newest else "from the beginning"
-        state = "validating" if self.job.state == "validating" else "queued"
-        if self.job.state == "pausing" or self.job.wanted == "pause":
-            state = "paused"
-        await self._change(
-            from_states=ACTIVE,
-            state=state,
-            wanted=None,
+        after: dict[str, State] = {"validating": "validating", "pausing": "paused"}
+        values: dict[str, Any] = {"wanted": None} if before == "pausing" else {}
+        changed = await self._change(
+            from_states={before},
+            state=after.get(before, "queued"),
             attempts=attempts,
             attempt_step=newest,
             events=[event("warn", f"{reason} It goes on {where}.", step=newest)],
+            **values,
         )
+        return changed is not None
 
     async def _add_result_file(self) -> None:
-        """The curves as a file. A job that ended without a step has none."""
+        """The curves as a file. A job that ended without a step has none; one on a full disk says so and goes on."""
         if self.job.result_files:
             return
         path = self._run_folder.events
         text = await asyncio.to_thread(lambda: result_csv(read_events(path)))
         if text.count("\n") < 2:
             return
-        async with self._around.files.staging() as folder:
-            file = folder / "step_metrics.csv"
-            await asyncio.to_thread(file.write_text, text, "utf-8")
-            stored = await self._around.files.add(file, filename="step_metrics.csv", purpose="fine-tune-results")
+        files = self._around.files
+        try:
+            async with files.staging() as folder:
+                file = folder / "step_metrics.csv"
+                await asyncio.to_thread(file.write_text, text, "utf-8")
+                stored = await files.add(file, filename="step_metrics.csv", purpose="fine-tune-results")
+        except StorageFull as error:
+            await self._change(events=[event("warn", f"The file of all metrics cannot be stored: {error.message}")])
+            return
         await self._change(result_files=[stored.id])
 
-    async def _write(
+    async def _try(
         self,
         changes: Changes,
         *,
-        from_states: Any = None,
+        from_states: Collection[State] | None = None,
+        expected: Mapping[str, Any] | None = None,
         checkpoint: JobCheckpoint | None = None,
         **values: Any,
-    ) -> None:
+    ) -> bool:
+        """Write what was read and what follows from it; False, and nothing, if the job is not as expected.
+
+        The log's offset moves from where this watch left it only: what another has taken in counts once.
+        """
         if not changes.values and not changes.events and not values:
-            return
-        merged = changes.values | values
+            return True
+        mine = {"log_offset": self._offset} if "log_offset" in changes.values else {}
         changed = await self._around.store.change(
-            self.job.id, states=from_states, events=changes.events, checkpoint=checkpoint, **merged
+            self.job.id,
+            states=from_states,
+            expected={**mine, **(expected or {})},
+            events=changes.events,
+            checkpoint=checkpoint,
+            **changes.values,
+            **values,
         )
-        if changed is None:  # somebody else has changed the state meanwhile: the log goes on all the same
-            kept = {name: value for name, value in merged.items() if name in ("log_offset", "resolved", "progress")}
-            changed = await self._around.store.change(self.job.id, events=changes.events, **kept)
         if changed is not None:
             self._took(changed)
+        return changed is not None
+
+    async def _write(self, changes: Changes, **values: Any) -> None:
+        """The same, where the log goes on even if the job's state has become another: then the rest is left out."""
+        if await self._try(changes, **values):
+            return
+        kept = {name: value for name, value in changes.values.items() if name in _OF_THE_LOG}
+        if not await self._try(Changes(values=kept, events=changes.events)):
+            raise Conflict(f"Another server follows the job '{self.job.id}' too.")
 
     async def _change(self, *, from_states: Any = None, events: Any = (), **values: Any) -> Job | None:
         changed = await self._around.store.change(self.job.id, states=from_states, events=events, **values)
@@ -311,5 +380,5 @@ class Watch:
         return changed
 
     def _took(self, changed: Job) -> None:
-        self.job = changed
+        self.job, self._offset = changed, changed.log_offset
         self._around.changed(changed)
