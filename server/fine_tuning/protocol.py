@@ -103,8 +103,8 @@ class CreateJobRequest(Wire):
     @field_validator("suffix")
     @classmethod
     def _suffix_fits_names(cls, value: str | None) -> str | None:
-        if value is not None and not _SUFFIX.fullmatch(value):
-            raise ValueError("it must be 1 to 64 letters, digits, '.', '_' and '-'")
+        if value is not None and (not _SUFFIX.fullmatch(value) or ".." in value):
+            raise ValueError("it must be 1 to 64 letters, digits, '.', '_' and '-', without '..'")
         return value
 
     @field_validator("integrations")
