@@ -109,9 +109,7 @@ class JobService:
 
     async def create(self, new: NewJob) -> Job:
         """A job that is on its way. Raises InvalidInput for what can be known to fail, StorageFull, Unavailable."""
-        job = await finish(self._create(new))
-        self._changed(job)
-        return job
+        return await finish(self._create(new))
 
     async def get(self, job_id: str) -> Job:
         """Raises NotFound."""
@@ -244,9 +242,11 @@ class JobService:
         job_id = new_id("ftjob-")
         self._making.add(job_id)
         try:
-            return await self._make(job_id, new)
+            job = await self._make(job_id, new)
         finally:
             self._making.discard(job_id)
+        self._changed(job)
+        return job
 
     async def _make(self, job_id: str, new: NewJob) -> Job:
         self._devices.check(new.recipe.num_processes)
