@@ -43,7 +43,7 @@ def hyperparameters(job: Job) -> dict[str, Any]:
     recipe = dict(job.spec["recipe"]) | _chosen(job)
     epochs, open_keys = recipe["num_train_epochs"], _open(job)
     return {
-        "batch_size": AUTO if "per_device_train_batch_size" in open_keys else recipe["per_device_train_batch_size"],
+        "batch_size": AUTO if "per_device_train_batch_size" in open_keys else _batch_size(job, recipe),
         "learning_rate_multiplier": _multiplier(job),
         "n_epochs": AUTO if "num_train_epochs" in open_keys else int(epochs) if epochs == int(epochs) else None,
     }
@@ -82,6 +82,14 @@ def finite(values: Mapping[str, Any]) -> dict[str, Any]:
     return {
         name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in values.items()
     }
+
+
+def _batch_size(job: Job, recipe: Mapping[str, Any]) -> int:
+    """What was asked for; else the examples of a step, which an `auto` may have cut into several batches."""
+    asked = _asked(job).get("batch_size")
+    if asked is not None and asked != AUTO:
+        return int(asked)
+    return int(recipe["per_device_train_batch_size"] * recipe["gradient_accumulation_steps"])
 
 
 def _multiplier(job: Job) -> float | str | None:

@@ -73,7 +73,9 @@ async def test_a_job_from_its_creation_to_its_model(tuning: Tuning, adapter: Pat
     assert extra(job, "tuning")["lora_rank"] == 4
     assert extra(job, "tuning")["per_device_train_batch_size"] == "auto"
 
-    await prepared(tuning, per_device_train_batch_size=3, learning_rate=2e-4, warmup_ratio=0.1)
+    await prepared(
+        tuning, per_device_train_batch_size=3, gradient_accumulation_steps=2, learning_rate=2e-4, warmup_ratio=0.1
+    )
     trainer = await tuning.launcher.trainer()
     trainer.write("started", step=0, total_steps=4)
     trainer.step(1, 2.0)
@@ -81,7 +83,7 @@ async def test_a_job_from_its_creation_to_its_model(tuning: Tuning, adapter: Pat
     job = await tuning.reach(job.id, "running")
     while (extra(job, "progress") or {}).get("step") != 2:
         job = await tuning.sdk.fine_tuning.jobs.retrieve(job.id)
-    assert job.hyperparameters.model_dump() == {"batch_size": 3, "learning_rate_multiplier": 1.0, "n_epochs": 2}
+    assert job.hyperparameters.model_dump() == {"batch_size": 6, "learning_rate_multiplier": 1.0, "n_epochs": 2}
     assert extra(job, "tuning")["learning_rate"] == 2e-4
     assert extra(job, "progress") == {
         "step": 2,
