@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 import yaml
-from tuneloop.finetune.launchers import local as launchers
 from tuneloop.finetune.run_folder import RunFolder, RunSpec
 from tuneloop.server.cli import main
 
+Script = dict[str, list[list[Any]]]
 CHILD = Path(__file__).parent / "scripted_trainer_child.py"
 PREPARED = {
     "kind": "prepared",
@@ -35,7 +35,7 @@ METRICS = {
 }  # fmt: skip
 RESULT = {"kind": "result", "message": "The result is saved after step 3."}
 FINISHED = {"kind": "finished", "message": "The run is complete."}
-WELL = {"prepare": [[PREPARED]], "train": [[STARTED, METRICS, RESULT, FINISHED]]}
+WELL: Script = {"prepare": [[PREPARED]], "train": [[STARTED, METRICS, RESULT, FINISHED]]}
 
 
 class Trainer:
@@ -55,7 +55,7 @@ class Trainer:
             f"model_name_or_path: {self.model}\ndataset: {tmp_path}/rows.jsonl\noutput_dir: {self.out}\nlora_rank: 4\n"
         )
 
-    def plays(self, script: dict[str, list[list[Any]]]) -> None:
+    def plays(self, script: Script) -> None:
         self.script.write_text(json.dumps(script))
 
     def run(self, *words: str) -> tuple[int, str, str]:
@@ -85,7 +85,7 @@ def trainer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Captu
         assert command[1:3] == ["-m", "tuneloop.finetune"]
         return start([sys.executable, str(CHILD), *command[3:], str(made.script)], *arguments, **options)
 
-    monkeypatch.setattr(launchers.subprocess, "Popen", scripted)
+    monkeypatch.setattr("tuneloop.finetune.launchers.local.subprocess.Popen", scripted)
     monkeypatch.delenv("TUNELOOP_URL", raising=False)
     made.plays(WELL)
     return made
