@@ -35,11 +35,16 @@ def kill(run: Path) -> bool:
     return bool(found)
 
 
-def leader(pid: int, started: float) -> psutil.Process | None:
-    """The process of this number, if it is still the one that was started then."""
+def leader(run: Path, pid: int, started: float) -> psutil.Process | None:
+    """The process of this number, if it is still the one that was started: by its mark, or by when it began.
+
+    The mark alone is not there yet in the instant of its start, and the time moves when the clock is set.
+    """
     with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
         process = psutil.Process(pid)
-        if abs(process.create_time() - started) < 1 and process.status() != psutil.STATUS_ZOMBIE:
+        if process.status() != psutil.STATUS_ZOMBIE and (
+            abs(process.create_time() - started) < 1 or process.environ().get(MARK) == str(run.resolve())
+        ):
             return process
     return None
 

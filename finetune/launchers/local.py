@@ -87,7 +87,10 @@ class LocalLauncher(Launcher):
         finally:
             os.close(lock)
         _children[child.pid] = child
-        return _handle(psutil.Process(child.pid))
+        handle = _handle(psutil.Process(child.pid))
+        with suppress(OSError):  # for people who look; on a full disk the process runs all the same
+            run.write_process(handle)
+        return handle
 
 
 def _environment(threads: int | None) -> dict[str, str]:
@@ -119,14 +122,14 @@ def _alive(run: RunFolder, handle: Handle) -> bool:
     """By the lock. A child that holds it while the process itself is gone does nobody's work any more."""
     if not run.alive():
         return False
-    if family.leader(int(handle["pid"]), float(handle["started"])) is None:
+    if family.leader(run.path, int(handle["pid"]), float(handle["started"])) is None:
         family.kill(run.path)
         return run.alive()
     return True
 
 
 def _stop(run: RunFolder, handle: Handle, *, force: bool) -> None:
-    process = family.leader(int(handle["pid"]), float(handle["started"]))
+    process = family.leader(run.path, int(handle["pid"]), float(handle["started"]))
     if process is not None:
         with suppress(psutil.NoSuchProcess):
             process.send_signal(signal.SIGKILL if force else signal.SIGTERM)

@@ -157,6 +157,18 @@ async def test_a_number_that_somebody_else_has_by_now_is_never_signalled(
     assert not await launcher.alive(run, recycled)
 
 
+async def test_a_clock_that_was_set_meanwhile_makes_no_stranger_of_a_trainer(
+    launcher: LocalLauncher, run: RunFolder
+) -> None:
+    handle = await begin(launcher, run, "polite")
+    await there(run.path / "ready.0")
+    moved = {**handle, "started": handle["started"] - 3600}
+    assert await launcher.alive(run, moved)
+    assert await launcher.alive(run, handle)
+    await launcher.stop(run, moved)
+    await gone(launcher, run, handle)
+
+
 async def test_what_a_phase_finds_in_its_environment(
     launcher: LocalLauncher, run: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
