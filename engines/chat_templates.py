@@ -4,7 +4,7 @@ Templates are Jinja as transformers documents it ("Writing a chat template"), in
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from datetime import datetime
 from functools import lru_cache
 from typing import Any
@@ -68,17 +68,24 @@ def wants_parts(source: str) -> bool:
 
 
 @lru_cache(maxsize=64)
-def wants_argument_text(source: str) -> bool:
-    """Whether the template shows calls only if their arguments are JSON text; the others read objects."""
+def call_form(source: str) -> tuple[bool, bool]:
+    """How calls must be given for the template to show them: arguments as JSON text, and content as null.
 
-    def shows(arguments: Callable[[Any], Any]) -> bool:
-        function = {"name": "f", "arguments": arguments({"x": _PROBE})}
-        call = {"id": "call00001", "type": "function", "function": function}
-        asked = {"role": "user", "content": [{"type": "text", "text": "x"}] if wants_parts(source) else "x"}
-        contents: tuple[dict[str, Any], ...] = ({"content": ""}, {"content": None}, {})
-        return any(_shows(source, [asked, {"role": "assistant", "tool_calls": [call], **c}]) for c in contents)
+    Most read objects beside any content; some (DeepSeek's) join text, or skip the calls of messages with content.
+    """
+    forms: tuple[tuple[bool, bool], ...] = ((False, False), (True, False), (False, True), (True, True))
+    return next((form for form in forms if _shows(source, _calling(source, *form))), forms[0])
 
-    return reads_tool_calls(source) and not shows(dict) and shows(to_json)
+
+def _calling(source: str, as_text: bool, null_content: bool) -> list[dict[str, Any]]:
+    arguments = {"x": _PROBE}
+    function = {"name": "f", "arguments": to_json(arguments) if as_text else arguments}
+    call = {"id": "call00001", "type": "function", "function": function}
+    asked = [{"type": "text", "text": "x"}] if wants_parts(source) else "x"
+    return [
+        {"role": "user", "content": asked},
+        {"role": "assistant", "content": None if null_content else "", "tool_calls": [call]},
+    ]
 
 
 def _shows(source: str, messages: list[dict[str, Any]]) -> bool:

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from ..storage.errors import InvalidInput
-from .chat_templates import GENERATION_END, GENERATION_START, marks_generation, run_template, wants_parts
+from .chat_templates import call_form, run_template, wants_parts
 from .tool_prompts import content_text, fit_tools
 
 Message = Mapping[str, Any]  # role, content (text, or a list of {"type": "text", "text": ...}), and what templates know
@@ -16,7 +16,6 @@ Message = Mapping[str, Any]  # role, content (text, or a list of {"type": "text"
 # Stands behind the final message's text while the template renders, to find where the text ends. Private-use
 # characters: no template strips or splits them, and the space after them shows whether the template trims.
 _CONTINUE_MARK = "\ue0f0tuneloop\ue0f1"
-_START, _END = "\ue0f4", "\ue0f5"  # around what generation blocks print
 
 
 class TemplateTokenizer(Protocol):
@@ -98,47 +97,15 @@ def render_text(
     return _cut_at_mark(rendered, final_text) if continue_final_message else rendered
 
 
-def marked_regions(
-    tokenizer: TemplateTokenizer,
-    messages: Sequence[Message],
-    *,
-    tools: Sequence[Mapping[str, Any]] | None = None,
-    template_kwargs: Mapping[str, Any] | None = None,
-) -> list[tuple[int, int]] | None:
-    """Where in `render_text(..., add_generation_prompt=False)` the template's `{% generation %}` blocks stand.
-
-    Character positions, in order; None for a template that has no such blocks. Raises InvalidInput if the marks
-    change what the template writes, so that nothing could be told from them.
-    """
-    source = tokenizer.chat_template(None, has_tools=bool(tools))
-    if not marks_generation(source):
-        return None
-    options: dict[str, Any] = {"tools": tools, "add_generation_prompt": False}
-    marks = {GENERATION_START: _START, GENERATION_END: _END}
-    text = render_text(tokenizer, messages, template_kwargs={**(template_kwargs or {}), **marks}, **options)
-    regions: list[tuple[int, int]] = []
-    plain = ""
-    for piece in text.split(_START):
-        inside, mark, outside = piece.partition(_END)
-        if mark:
-            regions.append((len(plain), len(plain) + len(inside)))
-        plain += inside + outside
-    if plain != render_text(tokenizer, messages, template_kwargs=template_kwargs, **options):
-        raise InvalidInput(
-            "The chat template's generation blocks change with what is around them, so what the assistant wrote "
-            "cannot be told from the rest.",
-            param="messages",
-        )
-    return regions
-
-
 def _fit(message: Message, source: str) -> dict[str, Any]:
     """A copy of the message in the form that this template reads."""
     fitted = dict(message)
     if fitted.get("role") == "developer" and "developer" not in source:
         fitted["role"] = "system"
     content = fitted.get("content")
-    if not wants_parts(source):
+    if not content and fitted.get("tool_calls") and call_form(source)[1]:
+        fitted["content"] = None
+    elif not wants_parts(source):
         fitted["content"] = content_text(content)
     elif isinstance(content, str):
         fitted["content"] = [{"type": "text", "text": content}]

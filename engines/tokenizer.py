@@ -91,7 +91,14 @@ class ChatTokenizer:
         try:
             return self._backend.encode(text, add_special_tokens=add_special_tokens)
         except TypeError as error:
-            raise InvalidInput("The text holds a lone surrogate, which is no character; send valid Unicode.") from error
+            raise _no_unicode() from error
+
+    def encode_batch(self, texts: Sequence[str], *, add_special_tokens: bool) -> list[list[int]]:
+        """The same for many texts, on all cores where the tokenizers library reads the tokenizer."""
+        try:
+            return self._backend.encode_batch(texts, add_special_tokens=add_special_tokens)
+        except TypeError as error:
+            raise _no_unicode() from error
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str:
         """The text of all ids at once. Raises InvalidInput for an id outside the vocabulary."""
@@ -164,3 +171,7 @@ class ChatTokenizer:
     def _named_id(self, name: str) -> int | None:
         token = self._files.special_tokens.get(name)
         return None if token is None else self._backend.token_to_id(token)
+
+
+def _no_unicode() -> InvalidInput:
+    return InvalidInput("The text holds a lone surrogate, which is no character; send valid Unicode.")

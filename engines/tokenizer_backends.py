@@ -25,6 +25,9 @@ class TokenizerBackend(ABC):
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]: ...
 
     @abstractmethod
+    def encode_batch(self, texts: Sequence[str], *, add_special_tokens: bool) -> list[list[int]]: ...
+
+    @abstractmethod
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str: ...
 
     @abstractmethod
@@ -59,6 +62,10 @@ class JsonBackend(TokenizerBackend):
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
 
+    def encode_batch(self, texts: Sequence[str], *, add_special_tokens: bool) -> list[list[int]]:
+        encoded = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=add_special_tokens)
+        return [encoding.ids for encoding in encoded]
+
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str:
         return self._tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens)
 
@@ -80,6 +87,9 @@ class PythonBackend(TokenizerBackend):
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         return list(self._tokenizer.encode(text, add_special_tokens=add_special_tokens))
+
+    def encode_batch(self, texts: Sequence[str], *, add_special_tokens: bool) -> list[list[int]]:
+        return [self.encode(text, add_special_tokens=add_special_tokens) for text in texts]
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str:
         return str(

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..storage.errors import InvalidInput
-from .chat_templates import reads_tool_calls, reads_tools, to_json, wants_argument_text
+from .chat_templates import call_form, reads_tool_calls, reads_tools, to_json
 
 Message = Mapping[str, Any]
 
@@ -35,7 +35,7 @@ def fit_tools(
     if not tools and not has_calls:
         return list(messages), []
     if (not tools or reads_tools(source)) and (not has_calls or reads_tool_calls(source)):
-        as_text = has_calls and wants_argument_text(source)
+        as_text = has_calls and call_form(source)[0]
         return [_with_arguments(message, as_text) for message in messages], list(tools)
     written = _written(messages)
     return (_offered(written, tools) if tools else written), []

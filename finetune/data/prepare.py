@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from dataclasses import asdict
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -19,24 +20,25 @@ from ...engines.tokenizer import ChatTokenizer
 from ...storage.durable import write_atomic
 from ...storage.errors import InvalidInput
 from ..events import EventWriter, read_events
-from ..methods import method_for
 from ..recipe.recipe import Recipe
 from ..recipe.resolve import resolve, total_steps
 from ..run_folder import RunFolder, RunSpec
 from .base import TokenSequence
 from .checks import DataError
-from .cut import Cut
 from .read import check_rows, content_digest, has_rows, read_rows
-from .render import Renderer
 from .sources import Split
-from .stats import Tally
 from .token_store import TokenStore
+from .tokenise import Tokenise
 
 _PREPARED = "prepared.json"
-_VERSION = 1  # of how rows become sequences: tokenised data of another version are made anew
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "chat_template.jinja")
+_VERSION = 2  # of how rows become sequences: tokenised data of another version are made anew
+_TOKENIZER_FILES = (
+    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.model",
+    "vocab.json", "vocab.txt", "merges.txt", "chat_template.json", "chat_template.jinja",
+)  # fmt: skip
 _RENDER_KEYS = (
-    "stage", "cutoff_len", "cutoff", "train_on_prompt", "mask_history", "default_system", "enable_thinking",
+    "stage", "trust_remote_code", "cutoff_len", "cutoff", "train_on_prompt", "mask_history", "default_system",
+    "enable_thinking",
 )  # fmt: skip
 
 
@@ -85,7 +87,7 @@ def _prepare(run: RunFolder, spec: RunSpec, events: EventWriter) -> Prepared:
     for split in splits:
         _check(spec, split, events)
     tokenizer = ChatTokenizer.load(spec.model_path, trust_remote_code=spec.recipe.trust_remote_code)
-    evaluation = _store(run, spec, tokenizer, "eval") if validates else None
+    evaluation = _store(run, spec, tokenizer, "eval", events) if validates else None
     eval_report = None if evaluation is None else dict(evaluation.notes)
     if spec.recipe.streaming:
         recipe = resolve(
@@ -95,7 +97,7 @@ def _prepare(run: RunFolder, spec: RunSpec, events: EventWriter) -> Prepared:
         assert recipe.max_steps is not None, "checks.py demands it of streaming recipes"
         digest = content_digest(spec, "train")
         return Prepared(recipe=recipe, report={}, eval_report=eval_report, digest=digest, total_steps=recipe.max_steps)
-    store = _store(run, spec, tokenizer, "train")
+    store = _store(run, spec, tokenizer, "train", events)
     if len(store) == 0:
         raise InvalidInput(
             "No example is left to learn from: every row is too long, or has nothing that is to be learnt.",
@@ -119,50 +121,50 @@ def _prepare(run: RunFolder, spec: RunSpec, events: EventWriter) -> Prepared:
 
 def _check(spec: RunSpec, split: Split, events: EventWriter) -> None:
     problems: list[DataError] = check_rows(spec, split)
-    for problem in problems[1:]:
-        events.write("message", problem.message, level="error", line=problem.place.line)
+    _tell(problems, events)
     if problems:
         raise problems[0]
 
 
-def _store(run: RunFolder, spec: RunSpec, tokenizer: ChatTokenizer, split: Split) -> TokenStore:
+def _tell(problems: list[DataError], events: EventWriter) -> None:
+    """All problems but the first, which the run fails with."""
+    for problem in problems[1:]:
+        events.write("message", problem.message, level="error", line=problem.place.line)
+
+
+def _store(run: RunFolder, spec: RunSpec, tokenizer: ChatTokenizer, split: Split, events: EventWriter) -> TokenStore:
     place = run.data / split
     if place.is_dir():
         return TokenStore.open(place)
     if spec.cache is None:
-        return _write(place, spec, tokenizer, split)
-    kept = spec.cache / _key(spec, split)
-    store = TokenStore.open(kept) if kept.is_dir() else _write(kept, spec, tokenizer, split)
+        return _write(place, spec, tokenizer, split, events)
+    kept = spec.cache / _key(spec, split, tokenizer)
+    store = TokenStore.open(kept) if kept.is_dir() else _write(kept, spec, tokenizer, split, events)
     return store.link_to(place)
 
 
-def _write(place: Path, spec: RunSpec, tokenizer: ChatTokenizer, split: Split) -> TokenStore:
-    recipe = spec.recipe
-    method, render = method_for(recipe.stage), Renderer(tokenizer, recipe)
-    cut, tally, rows = Cut(recipe=recipe), Tally(), 0
+def _write(place: Path, spec: RunSpec, tokenizer: ChatTokenizer, split: Split, events: EventWriter) -> TokenStore:
+    tokenise = Tokenise(tokenizer, spec.recipe)
 
     def sequences() -> Iterator[TokenSequence]:
-        nonlocal rows
-        for row in read_rows(spec, split):
-            rows += 1
-            method.check_row(row)
-            yield from tally(cut(method.sequences(row, render, recipe)))
-        cut.check()
+        yield from tokenise(read_rows(spec, split))
+        _tell(tokenise.problems, events)
+        tokenise.check()
 
-    def notes() -> dict[str, Any]:
-        return asdict(tally.report(rows=rows, cut=cut, split=render.split_conversations))
-
-    return TokenStore.write(place, sequences(), notes=notes)
+    return TokenStore.write(place, sequences(), notes=lambda: asdict(tokenise.report()))
 
 
-def _key(spec: RunSpec, split: Split) -> str:
-    """The same data, tokenizer and keys give the same sequences."""
+def _key(spec: RunSpec, split: Split, tokenizer: ChatTokenizer) -> str:
+    """The same data, tokenizer and keys give the same sequences; templates that write the date, for a day."""
     digest = hashlib.sha256()
-    for name in _TOKENIZER_FILES:
-        path = spec.model_path / name
+    templates = sorted((spec.model_path / "additional_chat_templates").glob("*.jinja"))
+    for path in (*(spec.model_path / name for name in _TOKENIZER_FILES), *templates):
+        digest.update(f"\0{path.name}\0".encode())
         digest.update(path.read_bytes() if path.is_file() else b"-")
+    dated = tokenizer.has_chat_template and "strftime_now" in tokenizer.chat_template()
+    today = str(datetime.now().astimezone().date()) if dated else ""
     keys = {key: getattr(spec.recipe, key) for key in _RENDER_KEYS}
-    digest.update(json.dumps([_VERSION, content_digest(spec, split), keys], sort_keys=True).encode())
+    digest.update(json.dumps([_VERSION, content_digest(spec, split), keys, today], sort_keys=True).encode())
     return digest.hexdigest()
 
 

@@ -1,188 +1,196 @@
-"""Turns rows into token sequences by the function that serves, and marks what the model is to learn to produce.
+"""Turns rows into token sequences by the function that serves, so that what is trained is what is served.
 
-The ids before an answer are exactly those of the prompt that the server would make of the same conversation; a test
-holds this for every template it knows. Where an answer begins and ends comes from the template itself: it is what the
-template writes when the answer joins the conversation, or, of that, what `{% generation %}` blocks hold.
+The ids before each answer equal, one for one, those that the server sends for the same conversation. A tokenizer may
+join the end of a prompt with the beginning of an answer into one token; then the text is encoded in pieces, and if
+that changes a later prompt, turn by turn. It knows no file, no cutoff and no packing.
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from collections.abc import Sequence as Many
+from itertools import pairwise
 from typing import Any
 
-from ...engines.rendering import marked_regions, render_text
+from ...engines.assistant_spans import TrainingText, training_texts
 from ...engines.tokenizer import ChatTokenizer
 from ...storage.errors import InvalidInput
 from ..recipe.recipe import Recipe
 from .base import Row, TokenSequence
 from .checks import DataError
 
-Message = Mapping[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class _Turn:
-    """One answer: the ids of its prompt, and of what the template writes for it, each with whether it is learnt."""
-
-    prompt: list[int]
-    answer: list[int]
-    learnt: list[bool]
+_Ids = list[int]
 
 
 class Renderer:
-    """By one tokenizer and one recipe. `split_conversations` counts rows that became one sequence an answer."""
+    """By one tokenizer and one recipe, whose `default_system`, `enable_thinking`, `train_on_prompt` and `mask_history`
+    decide. `split_conversations` counts the rows that became several sequences."""
 
     def __init__(self, tokenizer: ChatTokenizer, recipe: Recipe) -> None:
         self._tokenizer = tokenizer
         self._recipe = recipe
-        self._kwargs = {} if recipe.enable_thinking is None else {"enable_thinking": recipe.enable_thinking}
+        thinking = recipe.enable_thinking
+        self._template_kwargs = None if thinking is None else {"enable_thinking": thinking}
+        self._anchor = _anchor(tokenizer)
         self.split_conversations = 0
 
-    def sequences(self, row: Row) -> list[TokenSequence]:
-        """One sequence; or one for each answer, where the template rewrites earlier turns, so that each is learnt
-        behind the prompt that it will meet. Raises DataError if the template cannot show the row.
+    def texts(self, row: Row) -> list[TrainingText]:
+        """What the row becomes before tokenisation; several texts if the template rewrites earlier turns.
+
+        Raises DataError that names the row's place.
         """
         if row.text is not None:
-            return [self._text(row, row.text)]
-        messages = self._messages(row)
-        wanted = self._supervised(messages)
-        plain: list[Message] = [
-            {key: value for key, value in message.items() if key != "weight"} for message in messages
-        ]
+            return [TrainingText(row.text, ((0, len(row.text)),), ())]
+        messages = self.messages(row)
+        learned = [i for i, m in enumerate(row.messages) if m["role"] == "assistant" and m.get("weight") != 0]
+        if self._recipe.mask_history:
+            learned = learned[-1:]
+        shift = len(messages) - len(row.messages)
         try:
-            turns = [self._turn(plain, index, row) for index in wanted]
-            whole = self._ids(self._render(plain, row, open_turn=False))
-        except DataError:
-            raise
+            return training_texts(
+                self._tokenizer,
+                messages,
+                [index + shift for index in learned],
+                tools=row.tools,
+                template_kwargs=self._template_kwargs,
+                with_prompts=self._recipe.train_on_prompt,
+            )
         except InvalidInput as error:
-            raise self._refused(row, error.message) from error
-        joined = self._joined(turns, whole, row)
-        if joined is not None:
-            return [joined]
-        self.split_conversations += 1
-        return [self._alone(turn, row) for turn in turns]
+            raise _refused(row, error) from error
 
-    def spans(self, row: Row) -> list[tuple[str, bool]]:
-        """The row's text as the model sees it, in pieces, each with whether it is learnt."""
-        pieces: list[tuple[str, bool]] = []
-        for sequence in self.sequences(row):
-            start = 0
-            for end in range(1, len(sequence.ids) + 1):
-                if end == len(sequence.ids) or sequence.supervised[end] != sequence.supervised[start]:
-                    text = self._tokenizer.decode(sequence.ids[start:end], skip_special_tokens=False)
-                    pieces.append((text, sequence.supervised[start]))
-                    start = end
-        return pieces
-
-    def _messages(self, row: Row) -> list[Message]:
-        messages = list(row.messages)
-        system = self._recipe.default_system
-        if system is not None and messages[0].get("role") not in ("system", "developer"):
-            messages.insert(0, {"role": "system", "content": system})
+    def messages(self, row: Row) -> list[dict[str, Any]]:
+        """The row's messages as the server gives them to the template, the recipe's system message included."""
+        messages = [_to_template(message) for message in row.messages]
+        if self._recipe.default_system is not None and messages[0]["role"] not in ("system", "developer"):
+            messages.insert(0, {"role": "system", "content": self._recipe.default_system})
         return messages
 
-    def _supervised(self, messages: Sequence[Message]) -> list[int]:
-        answers = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
-        if self._recipe.mask_history:
-            answers = answers[-1:]
-        return [i for i in answers if messages[i].get("weight", 1) != 0]
+    def prompt(self, messages: Many[Mapping[str, Any]], tools: Many[Mapping[str, Any]]) -> _Ids:
+        """The ids that the server sends for these messages."""
+        return self._tokenizer.render_chat(messages, tools=tools, template_kwargs=self._template_kwargs)
 
-    def _render(self, messages: Sequence[Message], row: Row, *, open_turn: bool) -> str:
-        return render_text(
-            self._tokenizer,
-            messages,
-            tools=row.tools or None,
-            add_generation_prompt=open_turn,
-            template_kwargs=self._kwargs,
-        )
-
-    def _ids(self, text: str) -> list[int]:
-        return self._tokenizer.encode(text, add_special_tokens=False)
-
-    def _turn(self, messages: Sequence[Message], index: int, row: Row) -> _Turn:
-        before = self._render(messages[:index], row, open_turn=True)
-        through = self._render(messages[: index + 1], row, open_turn=False)
-        if not through.startswith(before):
-            raise DataError(
-                f"The chat template does not open message {index} as it shows it afterwards, so what is learnt would "
-                "not be what is served.",
-                "Set enable_thinking, mask_history or the message's weight to 0 so that this turn is not learnt, or "
-                "use a model whose template is consistent.",
-                place=row.place,
-                path=f"messages[{index}]",
-            )
-        prompt = self._ids(before)
-        learnt_text = through[len(before) :]
-        if not learnt_text.strip():
-            raise DataError(
-                "The chat template shows nothing of this message.",
-                "Its content may be of a kind that the template does not know.",
-                place=row.place,
-                path=f"messages[{index}]",
-            )
-        regions = self._regions(messages[: index + 1], row, through, begin=len(before))
-        whole = self._ids(through)
-        if regions is None and whole[: len(prompt)] == prompt:
-            answer = whole[len(prompt) :]
-            return _Turn(prompt, answer, [True] * len(answer))
-        answer, learnt = [], []
-        for start, end, marked in regions or [(len(before), len(through), True)]:
-            ids = self._ids(through[start:end])
-            answer += ids
-            learnt += [marked] * len(ids)
-        return _Turn(prompt, answer, learnt)
-
-    def _regions(
-        self, messages: Sequence[Message], row: Row, through: str, *, begin: int
-    ) -> list[tuple[int, int, bool]] | None:
-        """What `{% generation %}` blocks say of the text behind `begin`, in pieces; None for templates without."""
-        marked = marked_regions(self._tokenizer, messages, tools=row.tools or None, template_kwargs=self._kwargs)
-        if marked is None:
-            return None
-        pieces: list[tuple[int, int, bool]] = []
-        position = begin
-        for start, end in marked:
-            first, last = max(start, begin), min(end, len(through))
-            if last <= first:
-                continue
-            if position < first:
-                pieces.append((position, first, False))
-            pieces.append((first, last, True))
-            position = last
-        if position < len(through):
-            pieces.append((position, len(through), False))
+    def spans(self, row: Row) -> list[tuple[str, bool]]:
+        """The row's text, in pieces, each with whether it is learned; several texts follow one another."""
+        pieces: list[tuple[str, bool]] = []
+        for text in self.texts(row):
+            edges = [0, *(edge for span in text.spans for edge in span), len(text.text)]
+            pieces += [(text.text[a:b], place % 2 == 1) for place, (a, b) in enumerate(pairwise(edges)) if a < b]
         return pieces
 
-    def _joined(self, turns: Sequence[_Turn], whole: list[int], row: Row) -> TokenSequence | None:
-        """All answers in one sequence, if each one's prompt is what it is when the conversation ends there."""
-        supervised = [self._recipe.train_on_prompt] * len(whole)
-        for turn in turns:
-            end = len(turn.prompt) + len(turn.answer)
-            if whole[:end] != turn.prompt + turn.answer:
-                if len(turns) == 1 and turn is turns[0]:
-                    return self._alone(turn, row)
-                return None
-            supervised[len(turn.prompt) : end] = turn.learnt
-        return TokenSequence(ids=whole, supervised=_but_first(supervised), place=row.place)
+    def sequences(self, row: Row) -> list[TokenSequence]:
+        """The token sequences of one row; see `rows`."""
+        return self.rows([row])[0]
 
-    def _alone(self, turn: _Turn, row: Row) -> TokenSequence:
-        supervised = [self._recipe.train_on_prompt] * len(turn.prompt) + turn.learnt
-        return TokenSequence(ids=turn.prompt + turn.answer, supervised=_but_first(supervised), place=row.place)
+    def rows(self, rows: Many[Row]) -> list[list[TokenSequence]]:
+        """The token sequences of each row. Many rows at once are encoded together, which is much faster.
 
-    def _text(self, row: Row, text: str) -> TokenSequence:
-        ids = self._tokenizer.encode(text, add_special_tokens=True)
+        Raises DataError that names the place of the first row that cannot be rendered.
+        """
+        texts = [self.texts(row) for row in rows]
+        plain: list[str] = []
+        pieces: dict[str, _Ids] = {}
+        for row, of_row in zip(rows, texts, strict=True):
+            for text in of_row:
+                if row.text is not None:
+                    plain.append(text.text)
+                else:
+                    pieces.update((text.text[:edge], []) for edge in (*_edges(text), len(text.text)))
+        try:
+            pieces.update(
+                zip(pieces, self._tokenizer.encode_batch(list(pieces), add_special_tokens=False), strict=True)
+            )
+            plain_ids = iter(self._tokenizer.encode_batch(plain, add_special_tokens=True))
+        except InvalidInput as error:
+            if len(rows) == 1:
+                raise _refused(rows[0], error) from error
+            return [self.sequences(row) for row in rows]  # one of them is to blame, and says its place
+        return [
+            [self._plain(row, next(plain_ids))] if row.text is not None else self._chat(row, of_row, pieces)
+            for row, of_row in zip(rows, texts, strict=True)
+        ]
+
+    def _plain(self, row: Row, ids: _Ids) -> TokenSequence:
+        """A text to go on training with: all of it is learned, and that it ends."""
         end = self._tokenizer.eos_token_id
-        if end is not None and (not ids or ids[-1] != end):
+        if end is not None and ids[-1:] != [end]:
             ids = [*ids, end]
-        return TokenSequence(ids=ids, supervised=_but_first([True] * len(ids)), place=row.place)
+        return TokenSequence(ids=ids, supervised=[place > 0 for place in range(len(ids))], place=row.place)
 
-    def _refused(self, row: Row, reason: str) -> DataError:
-        return DataError(reason, "Check the row against the model's chat template.", place=row.place)
+    def _chat(self, row: Row, texts: Many[TrainingText], pieces: Mapping[str, _Ids]) -> list[TokenSequence]:
+        found = []
+        for text in texts:
+            before = {edge: pieces[text.text[:edge]] for edge in _edges(text)}
+            for ids, at in self._encodings(text, before, pieces[text.text]):
+                found.append(_sequence(row, text, ids, at))
+        self.split_conversations += len(found) > 1
+        return found
+
+    def _encodings(
+        self, text: TrainingText, before: Mapping[int, _Ids], whole: _Ids
+    ) -> list[tuple[_Ids, dict[int, int]]]:
+        """Ids of the text, and the place in them of each edge; several where only that keeps all prompts exact."""
+        if all(whole[: len(ids)] == ids for ids in before.values()):
+            return [(whole, {0: 0, **{edge: len(ids) for edge, ids in before.items()}, len(text.text): len(whole)})]
+        edges = [0, *before, len(text.text)]
+        encoded = {a: self._continue(text.text[a:b], first=a == 0) for a, b in pairwise(edges)}
+        ids: _Ids = []
+        at = {0: 0}
+        for a, b in pairwise(edges):
+            ids = ids + encoded[a]
+            at[b] = len(ids)
+        if all(ids[: at[prompt]] == before[prompt] for prompt, _ in text.turns):
+            return [(ids, at)]
+        return [self._one_turn(turn, before, encoded) for turn in text.turns]
+
+    def _one_turn(
+        self, turn: tuple[int, int], before: Mapping[int, _Ids], encoded: Mapping[int, _Ids]
+    ) -> tuple[_Ids, dict[int, int]]:
+        prompt, end = turn
+        ids = list(before[prompt])
+        at = {prompt: len(ids)}
+        edges = [edge for edge in encoded if prompt <= edge < end]
+        for edge, following in zip(edges, [*edges[1:], end], strict=True):
+            ids += encoded[edge]
+            at[following] = len(ids)
+        return ids, at
+
+    def _continue(self, piece: str, *, first: bool) -> _Ids:
+        """The ids of a piece that stands behind others: without the space that some tokenizers begin a text with."""
+        if first or self._anchor is None:
+            return self._tokenizer.encode(piece, add_special_tokens=False)
+        return self._tokenizer.encode(self._anchor + piece, add_special_tokens=False)[1:]
 
 
-def _without_weight(message: Message) -> Message:
-    return {key: value for key, value in message.items() if key != "weight"}
+def _refused(row: Row, error: InvalidInput) -> DataError:
+    return DataError(error.message, "Correct the row, or remove it.", place=row.place)
 
 
-def _but_first(supervised: list[bool]) -> list[bool]:
-    """Nothing comes before the first token that it could be learnt from."""
-    return [False, *supervised[1:]] if supervised else []
+def _edges(text: TrainingText) -> list[int]:
+    """Where a token must end: at both ends of what is learned, and of the prompts. Neither 0 nor the text's end."""
+    edges = {edge for span in (*text.spans, *text.turns) for edge in span}
+    return sorted(edges - {0, len(text.text)})
+
+
+def _sequence(row: Row, text: TrainingText, ids: _Ids, at: Mapping[int, int]) -> TokenSequence:
+    supervised = [False] * len(ids)
+    for start, end in text.spans:
+        if start in at and end in at:  # else it belongs to another turn's sequence
+            supervised[at[start] : at[end]] = [True] * (at[end] - at[start])
+    supervised[:1] = [False] * len(ids[:1])  # nothing predicts the first token
+    return TokenSequence(ids=ids, supervised=supervised, place=row.place)
+
+
+def _to_template(message: Mapping[str, Any]) -> dict[str, Any]:
+    """The message as the server's wire types give it to a template."""
+    shown = {key: value for key, value in message.items() if key not in ("weight", "reasoning", "thinking")}
+    reasoning = message.get("reasoning_content") or message.get("reasoning") or message.get("thinking")
+    if reasoning is not None:
+        shown["reasoning_content"] = reasoning
+    return shown
+
+
+def _anchor(tokenizer: ChatTokenizer) -> str | None:
+    """A special token to encode pieces behind, if the tokenizer begins every text with a space of its own."""
+    encode: Callable[[str], _Ids] = lambda text: tokenizer.encode(text, add_special_tokens=False)  # noqa: E731
+    anchor = tokenizer.special_tokens.get("eos_token")
+    if anchor is None or len(encode(anchor)) != 1 or encode("a") == encode(anchor + "a")[1:]:
+        return None
+    return anchor

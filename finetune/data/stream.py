@@ -6,13 +6,13 @@ import numpy as np
 
 from ...engines.tokenizer import ChatTokenizer
 from ...storage.errors import InvalidInput
-from ..methods import method_for
 from ..recipe.recipe import Recipe
 from ..run_folder import RunSpec
 from .base import TokenSequence
-from .cut import Cut
 from .read import read_rows
-from .render import Renderer
+from .tokenise import Tokenise
+
+_CHUNK = 32  # rows: a stream begins soon
 
 
 def stream_sequences(spec: RunSpec, recipe: Recipe) -> Iterator[TokenSequence]:
@@ -34,11 +34,11 @@ def stream_sequences(spec: RunSpec, recipe: Recipe) -> Iterator[TokenSequence]:
 
 
 def _once(spec: RunSpec, recipe: Recipe, tokenizer: ChatTokenizer) -> Iterator[TokenSequence]:
-    method, render, cut = method_for(recipe.stage), Renderer(tokenizer, recipe), Cut(recipe=recipe)
-    for row in read_rows(spec, "train"):
-        method.check_row(row)
-        yield from cut(method.sequences(row, render, recipe))
-        cut.check()
+    tokenise = Tokenise(tokenizer, recipe)
+    for sequence in tokenise(read_rows(spec, "train"), chunk=_CHUNK):
+        tokenise.check()
+        yield sequence
+    tokenise.check()
 
 
 def _shuffled(sequences: Iterator[TokenSequence], size: int, seed: int, epoch: int) -> Iterator[TokenSequence]:

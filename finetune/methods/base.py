@@ -6,7 +6,7 @@ only, so that no product is spent on padding.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -52,11 +52,14 @@ class Method(ABC):
 
     @abstractmethod
     def check_row(self, row: Row) -> None:
-        """Raises InvalidInput naming the row's place if this method cannot learn from it."""
+        """Raises DataError naming the row's place if this method cannot learn from it."""
 
     @abstractmethod
-    def sequences(self, row: Row, render: Any, recipe: "Recipe") -> list[TokenSequence]:
-        """The row's token sequences, by `render` (data/render.py's Renderer)."""
+    def sequences(self, rows: Sequence[Row], render: Any, recipe: "Recipe") -> list[list[TokenSequence]]:
+        """Each row's token sequences, by `render` (data/render.py's Renderer), which is fast for many rows at once.
+
+        Raises DataError for a row that the chat template refuses.
+        """
 
     @abstractmethod
     def loss(self, model: "torch.nn.Module", batch: Batch, recipe: "Recipe") -> LossResult:

@@ -1,5 +1,6 @@
 """Supervised tuning: learn to produce the answers of conversations, or plain text (`stage: sft`)."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..data.base import Row, TokenSequence
@@ -17,8 +18,8 @@ class Supervised(Method):
     def check_row(self, row: Row) -> None:
         """Whatever the readers let pass is fit: they know conversations and plain text only."""
 
-    def sequences(self, row: Row, render: Any, recipe: "Recipe") -> list[TokenSequence]:
-        found: list[TokenSequence] = render.sequences(row)
+    def sequences(self, rows: Sequence[Row], render: Any, recipe: "Recipe") -> list[list[TokenSequence]]:
+        found: list[list[TokenSequence]] = render.rows(rows)
         return found
 
     def loss(self, model: "torch.nn.Module", batch: Batch, recipe: "Recipe") -> LossResult:
