@@ -6,7 +6,7 @@ A file never changes. Its bytes are in the object store before its row is in the
 import asyncio
 import builtins
 import hashlib
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Collection
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -112,25 +112,29 @@ class FileStore:
         async with self._database.transaction(read_only=True) as session:
             row = await session.scalar(query)
         if row is None:
-            raise _no_file(file_id)
+            raise no_file(file_id)
         return _stored(row)
 
     async def list(
         self,
         *,
         purpose: str | None = None,
+        without: Collection[str] = (),
         after: str | None = None,
         limit: int = 10_000,
         order: Literal["asc", "desc"] = "desc",
     ) -> tuple[builtins.list[StoredFile], bool]:
         """At most `limit` files by creation, those that follow the id `after`, and whether there are more.
 
+        Those of one `purpose`, and none whose purpose is in `without`.
         `after` may be the id of a file that was deleted meanwhile. Raises InvalidInput if it is no id of a file.
         """
         moment, name = tables.File.created_at, tables.File.id
         query = select(tables.File).where(_alive())
         if purpose is not None:
             query = query.where(tables.File.purpose == purpose)
+        if without:
+            query = query.where(tables.File.purpose.not_in(without))
         if after is not None:
             at = created_at_of(after)
             later = or_(moment > at, and_(moment == at, name > after))
@@ -145,7 +149,7 @@ class FileStore:
         """Delete a file; who reads it reads on. Raises NotFound."""
         file = await self.get(file_id)
         if not await finish(self._delete(file)):
-            raise _no_file(file_id)
+            raise no_file(file_id)
 
     async def open(self, file: StoredFile, *, offset: int = 0) -> AsyncGenerator[bytes]:
         """Stream the bytes from `offset` in chunks of at most 1 MiB.
@@ -156,7 +160,7 @@ class FileStore:
             async for chunk in self._blobs.read(file.blob, offset=offset):
                 yield chunk
         except NotFound as error:
-            raise _no_file(file.id) from error
+            raise no_file(file.id) from error
 
     async def local_path(self, file: StoredFile, dest: Path) -> Path:
         """Put the bytes at `dest`, complete or not at all, in place of what is there. Returns `dest`.
@@ -167,7 +171,7 @@ class FileStore:
         try:
             await self._blobs.fetch(file.blob, file.digest, dest)
         except NotFound as error:
-            raise _no_file(file.id) from error
+            raise no_file(file.id) from error
         return dest
 
     async def _add(self, path: Path, filename: str, purpose: str, expires_at: datetime | None) -> StoredFile:
@@ -228,7 +232,8 @@ def _alive() -> ColumnElement[bool]:
     return or_(tables.File.expires_at.is_(None), tables.File.expires_at > datetime.now(UTC))
 
 
-def _no_file(file_id: str) -> NotFound:
+def no_file(file_id: str) -> NotFound:
+    """What is said of an id that has no file, or none that the caller may see."""
     return NotFound(
         f"There is no file '{file_id}': it was deleted, its time was up, or it never was. "
         "List the files to see their ids.",

@@ -7,6 +7,7 @@ from pydantic import BaseModel
 from ...storage.files import StoredFile
 
 UPLOAD_PURPOSES = ("fine-tune", "batch", "assistants", "vision", "user_data", "evals")  # what clients may send
+TUNING_PURPOSES = ("fine-tune", "fine-tune-results")  # for keys with the scope tune only
 Purpose = Literal[
     "fine-tune", "fine-tune-results", "batch", "batch_output", "assistants", "assistants_output", "vision", "user_data",
     "evals",

@@ -1,17 +1,16 @@
 """Routes of /v1/files. A key without the scope tune neither sees nor sends files to train on."""
 
 from typing import Annotated, Literal
-from urllib.parse import quote
 
 from fastapi import APIRouter, Depends, Query, Request
 from starlette.responses import StreamingResponse
 
-from ...storage.errors import NotFound
-from ...storage.files import StoredFile
+from ...storage.files import StoredFile, no_file
 from ..auth import Principal, require
 from ..services import Services, get_services
-from .intake import check_purpose, receive_file
-from .protocol import FileCard, FileDeleted, FileList, Purpose, file_card
+from .content import content
+from .intake import receive_file
+from .protocol import TUNING_PURPOSES, FileCard, FileDeleted, FileList, Purpose, file_card
 
 router = APIRouter(prefix="/v1/files", tags=["files"])
 WithServices = Annotated[Services, Depends(get_services)]
@@ -52,11 +51,11 @@ async def list_files(
     order: Literal["asc", "desc"] = "desc",
     after: str | None = None,
 ) -> FileList:
-    """Files by age."""
-    found, more = await services.files.list(purpose=purpose, after=after, limit=limit, order=order)
-    cards = [file_card(file) for file in found if _may_see(file, caller)]
+    """Files by age, newest first unless `order` says `asc`; the next page begins after the id `after`."""
+    hidden = () if caller.has("tune") else TUNING_PURPOSES
+    found, more = await services.files.list(purpose=purpose, without=hidden, after=after, limit=limit, order=order)
     first, last = (found[0].id, found[-1].id) if found else (None, None)
-    return FileList(data=cards, has_more=more, first_id=first, last_id=last)
+    return FileList(data=[file_card(file) for file in found], has_more=more, first_id=first, last_id=last)
 
 
 @router.get("/{file_id}")
@@ -69,31 +68,18 @@ async def retrieve_file(file_id: str, services: WithServices, caller: Caller) ->
 async def delete_file(file_id: str, services: WithServices, caller: Caller) -> FileDeleted:
     """Delete a file. Whoever reads it reads on; jobs have a copy of theirs."""
     file = await _file(file_id, services, caller)
-    check_purpose(file.purpose, caller)
-    await services.files.delete(file_id)
-    return FileDeleted(id=file_id)
+    await services.files.delete(file.id)
+    return FileDeleted(id=file.id)
 
 
 @router.get("/{file_id}/content", response_class=StreamingResponse)
-async def file_content(file_id: str, services: WithServices, caller: Caller) -> StreamingResponse:
-    """The bytes."""
-    file = await _file(file_id, services, caller)
-    return StreamingResponse(
-        services.files.open(file),
-        media_type="application/octet-stream",
-        headers={
-            "Content-Length": str(file.size_bytes),
-            "Content-Disposition": f"attachment; filename*=UTF-8''{quote(file.filename, safe='')}",
-        },
-    )
+async def file_content(file_id: str, request: Request, services: WithServices, caller: Caller) -> StreamingResponse:
+    """The bytes, or the part that a `Range` header asks for."""
+    return await content(services.files, await _file(file_id, services, caller), request.headers)
 
 
 async def _file(file_id: str, services: Services, caller: Principal) -> StoredFile:
     file = await services.files.get(file_id)
-    if not _may_see(file, caller):
-        raise NotFound(f"There is no file '{file_id}'.", param="file_id")
+    if file.purpose in TUNING_PURPOSES and not caller.has("tune"):
+        raise no_file(file_id)
     return file
-
-
-def _may_see(file: StoredFile, caller: Principal) -> bool:
-    return caller.has("tune") or not file.purpose.startswith("fine-tune")

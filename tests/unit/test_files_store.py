@@ -114,6 +114,8 @@ async def test_pages(open_store: OpenStore) -> None:
         await store.delete(ids[2])  # the place of a deleted file is still a place
         page, has_more = await store.list(purpose="batch", order="asc", limit=2, after=ids[2])
         assert ([file.id for file in page], has_more) == ([ids[3]], False)
+        page, has_more = await store.list(limit=1, without=["batch"])
+        assert ([file.id for file in page], has_more) == ([ids[1]], False)
         for wrong in ("file-1", "x", ids[0].upper()):
             with pytest.raises(InvalidInput) as caught:
                 await store.list(after=wrong)
@@ -169,7 +171,7 @@ async def test_another_file_system_gets_a_copy(tmp_path: Path, monkeypatch: pyte
         (tmp_path / "blobs" / file.blob).write_bytes(b"hallo")
         with pytest.raises(Unavailable, match="not those that were stored"):
             await store.local_path(file, tmp_path / "wrong")
-        assert not list(tmp_path.glob("*wrong*"))
+        assert "wrong" not in "".join(os.listdir(tmp_path))  # noqa: PTH208 (a Path's would block)
 
 
 async def test_a_failed_addition_leaves_nothing(open_store: OpenStore, monkeypatch: pytest.MonkeyPatch) -> None:
