@@ -146,11 +146,11 @@ def facts(data: Mapping[str, Any]) -> str:
         for key, label, form in (
             ("epoch", "epoch", ".2f"),
             ("train_loss", "loss", ".4f"),
-            ("full_valid_loss", "full valid", ".4f"),
+            ("full_valid_loss", "valid", ".4f"),
             ("valid_loss", "valid", ".4f"),
             ("learning_rate", "lr", ".2e"),
         )
-        if data.get(key) is not None
+        if data.get(key) is not None and not (key == "valid_loss" and data.get("full_valid_loss") is not None)
     ]
     if data.get("tokens_per_second"):
         parts.append(f"{data['tokens_per_second']:,.0f} tokens/s")
