@@ -7,6 +7,7 @@ that changes a later prompt, turn by turn. It knows no file, no cutoff and no pa
 
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Many
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
@@ -18,6 +19,27 @@ from .base import Row, TokenSequence
 from .checks import DataError
 
 _Ids = list[int]
+
+
+@dataclass(frozen=True, slots=True)
+class _Encoding:
+    """Ids of a text, or of the prompt and answer of one turn. `at` tells the places of edges among the ids; what lies
+    outside of its edges is not learned here, nor are the turns of `elsewhere`, which have their own."""
+
+    ids: _Ids
+    at: Mapping[int, int]
+    elsewhere: tuple[tuple[int, int], ...] = ()
+
+    def sequence(self, text: TrainingText, row: Row) -> TokenSequence:
+        supervised = [False] * len(self.ids)
+        first, last = min(self.at), max(self.at)
+        spans = [(span, True) for span in text.spans] + [(turn, False) for turn in self.elsewhere]
+        for (start, end), learned in spans:
+            if start < last and end > first:
+                a, b = self.at[max(start, first)], self.at[min(end, last)]
+                supervised[a:b] = [learned] * (b - a)
+        supervised[:1] = [False] * len(supervised[:1])  # nothing predicts the first token
+        return TokenSequence(ids=self.ids, supervised=supervised, place=row.place)
 
 
 class Renderer:
@@ -118,39 +140,29 @@ class Renderer:
         found = []
         for text in texts:
             before = {edge: pieces[text.text[:edge]] for edge in _edges(text)}
-            for ids, at in self._encodings(text, before, pieces[text.text]):
-                found.append(_sequence(row, text, ids, at))
+            found += [encoding.sequence(text, row) for encoding in self._encodings(text, before, pieces[text.text])]
         self.split_conversations += len(found) > 1
         return found
 
-    def _encodings(
-        self, text: TrainingText, before: Mapping[int, _Ids], whole: _Ids
-    ) -> list[tuple[_Ids, dict[int, int]]]:
-        """Ids of the text, and the place in them of each edge; several where only that keeps all prompts exact."""
-        if all(whole[: len(ids)] == ids for ids in before.values()):
-            return [(whole, {0: 0, **{edge: len(ids) for edge, ids in before.items()}, len(text.text): len(whole)})]
+    def _encodings(self, text: TrainingText, before: Mapping[int, _Ids], whole: _Ids) -> list["_Encoding"]:
+        """The text's ids; several times where only that keeps all prompts exact."""
+        at = {0: 0, **{edge: _shared(whole, ids) for edge, ids in before.items()}, len(text.text): len(whole)}
+        broken = {edge for edge, ids in before.items() if at[edge] != len(ids)}
+        if not broken:
+            return [_Encoding(whole, at)]
         edges = [0, *before, len(text.text)]
         encoded = {a: self._continue(text.text[a:b], first=a == 0) for a, b in pairwise(edges)}
-        ids: _Ids = []
-        at = {0: 0}
-        for a, b in pairwise(edges):
-            ids = ids + encoded[a]
-            at[b] = len(ids)
-        if all(ids[: at[prompt]] == before[prompt] for prompt, _ in text.turns):
-            return [(ids, at)]
-        return [self._one_turn(turn, before, encoded) for turn in text.turns]
-
-    def _one_turn(
-        self, turn: tuple[int, int], before: Mapping[int, _Ids], encoded: Mapping[int, _Ids]
-    ) -> tuple[_Ids, dict[int, int]]:
-        prompt, end = turn
-        ids = list(before[prompt])
-        at = {prompt: len(ids)}
-        edges = [edge for edge in encoded if prompt <= edge < end]
-        for edge, following in zip(edges, [*edges[1:], end], strict=True):
-            ids += encoded[edge]
-            at[following] = len(ids)
-        return ids, at
+        pieced = _joined(0, [], edges, encoded)
+        if all(pieced.ids[: pieced.at[prompt]] == before[prompt] for prompt, _ in text.turns):
+            return [pieced]
+        alone = [turn for turn in text.turns if any(turn[0] <= edge <= turn[1] for edge in broken)]
+        found = []
+        for start, end in alone:
+            inside = [edge for edge in edges if start <= edge <= end]
+            found.append(_joined(start, before[start], inside, encoded))
+        if len(alone) < len(text.turns):
+            found.append(_Encoding(whole, at, tuple(alone)))
+        return found
 
     def _continue(self, piece: str, *, first: bool) -> _Ids:
         """The ids of a piece that stands behind others: without the space that some tokenizers begin a text with."""
@@ -169,13 +181,20 @@ def _edges(text: TrainingText) -> list[int]:
     return sorted(edges - {0, len(text.text)})
 
 
-def _sequence(row: Row, text: TrainingText, ids: _Ids, at: Mapping[int, int]) -> TokenSequence:
-    supervised = [False] * len(ids)
-    for start, end in text.spans:
-        if start in at and end in at:  # else it belongs to another turn's sequence
-            supervised[at[start] : at[end]] = [True] * (at[end] - at[start])
-    supervised[:1] = [False] * len(ids[:1])  # nothing predicts the first token
-    return TokenSequence(ids=ids, supervised=supervised, place=row.place)
+def _joined(start: int, prompt: _Ids, edges: Many[int], encoded: Mapping[int, _Ids]) -> "_Encoding":
+    """The ids of a prompt that ends at `start`, and behind it those of the pieces between the edges."""
+    ids, at = list(prompt), {start: len(prompt)}
+    for edge, following in pairwise(edges):
+        ids += encoded[edge]
+        at[following] = len(ids)
+    return _Encoding(ids, at)
+
+
+def _shared(ids: _Ids, others: _Ids) -> int:
+    """How many ids both begin with."""
+    if ids[: len(others)] == others:
+        return len(others)
+    return next(place for place, (a, b) in enumerate(zip([*ids, -1], [*others, -2], strict=False)) if a != b)
 
 
 def _to_template(message: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import typer
 
-from . import adapters, chat, doctor, jobs, keys, models, pull, serve, train
+from . import adapters, chat, data, doctor, jobs, keys, models, pull, serve, train
 from .console import CliError, fail
 
 
@@ -22,6 +22,7 @@ def build_app(*, with_settings: bool = True) -> typer.Typer:
     app.command("pull")(pull.pull)
     app.command("train")(train.train)
     app.add_typer(jobs.app, name="jobs")
+    app.add_typer(data.app, name="data")
     app.add_typer(models.app, name="models")
     app.add_typer(adapters.app, name="adapters")
     app.add_typer(keys.app, name="keys")

@@ -218,3 +218,13 @@ def test_answers_that_join_their_prompt_stay_in_one_sequence(tmp_path: Path) -> 
         prompt = tokenizer.render_chat(messages[:index])
         assert list(sequence.ids[: len(prompt)]) == prompt
     assert learned(tokenizer, renderer(tokenizer), row(messages)) == [["\nHello<|im_end|>\n", "\nBye<|im_end|>\n"]]
+
+
+def test_only_turns_that_must_stand_alone_do(tokenizers: Mapping[str, ChatTokenizer]) -> None:
+    """A prompt's last space and "Hello" would share a token; the space and "Bye" or "42" do not."""
+    trimmed = tokenizers["trimmed"]
+    messages = [*TWO_TURNS, {"role": "user", "content": "So?"}, {"role": "assistant", "content": "42"}]
+    assert learned(trimmed, renderer(trimmed), row(messages)) == [["Hello"], ["Bye", "42"]]
+    alone, whole = learned(trimmed, renderer(trimmed, train_on_prompt=True), row(messages))
+    assert alone == ["Hello\n"]
+    assert "Hello" not in "".join(whole) and whole[-1].endswith("Bye\nuser: So?\nassistant: 42\n")
