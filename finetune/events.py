@@ -11,7 +11,8 @@ Kinds and their `data` (steps count optimiser steps from 1; times are seconds):
     metrics     step, epoch, and any of: train_loss, train_mean_token_accuracy, learning_rate, grad_norm, valid_loss,
                 valid_mean_token_accuracy, full_valid_loss, full_valid_mean_token_accuracy, tokens (trained so far),
                 tokens_per_second, eta_seconds
-    checkpoint  step, path (relative to the run's folder), kind ("adapter" or "model"), metrics
+    checkpoint  step, path (relative to the run's folder), kind ("adapter" or "model"), metrics, gone (steps whose
+                checkpoints were removed for it)
     message     anything else a person should know
     result      kind, path (relative, or absolute where a recipe named it), step, metrics, trained_tokens, seconds
     finished    nothing is left to do; the last line of a run that succeeded

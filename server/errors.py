@@ -72,13 +72,15 @@ def error_body(error: TuneloopError) -> dict[str, Any]:
 
 
 def headers_of(error: TuneloopError) -> dict[str, str]:
-    """Retry-After in whole seconds (rounded up, at least 1) where trying again helps; the challenge of a 401."""
+    """Retry-After in whole seconds (rounded up, at least 1) where trying again helps; a 401's challenge."""
     if isinstance(error, Overloaded):
         return {"Retry-After": str(max(1, math.ceil(error.retry_after)))}
     if isinstance(error, Unavailable) and not isinstance(error, StorageFull):
         return {"Retry-After": str(RETRY_AFTER_SECONDS)}
     if isinstance(error, AuthenticationFailed):
         return {"WWW-Authenticate": "Bearer"}
+    if isinstance(error, Conflict):
+        return {"x-should-retry": "false"}  # OpenAI's SDKs would try again by themselves, and it stays a conflict
     return {}
 
 

@@ -44,3 +44,7 @@ class Publisher(Protocol):
     async def publish_model(self, folder: Path, *, name: str, metadata: Mapping[str, Any]) -> None:
         """Make a checkpoint folder, which stays where it is, a base model `name`. Raises TuneloopError."""
         ...
+
+    async def withdraw_model(self, name: str) -> None:
+        """Forget a base model whose folder is gone. Safe to repeat. Raises TuneloopError."""
+        ...

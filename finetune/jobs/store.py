@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from sqlalchemy import select, update
+from sqlalchemy import delete, select, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from ...storage import Database, tables
@@ -164,6 +164,12 @@ class JobStore:
         async with self._database.transaction(read_only=True) as session:
             row = (await session.scalars(select(table).where(table.model == model))).first()
         return None if row is None else _checkpoint(row)
+
+    async def drop_checkpoint(self, model: str) -> None:
+        """Forget a checkpoint that is served no more. Safe to repeat."""
+        table = tables.TuningCheckpoint
+        async with self._database.transaction() as session:
+            await session.execute(delete(table).where(table.model == model))
 
     async def grant(self, checkpoint: str, projects: Sequence[str]) -> list[Permission]:
         """A permission for each project; one that has it keeps the one it has."""

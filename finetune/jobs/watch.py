@@ -6,7 +6,7 @@ killed at any moment does the rest when it starts again, and no event is lost or
 """
 
 import asyncio
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -212,11 +212,19 @@ class Watch:
                 changes.say(
                     found.at, event("info", f"Checkpoint created at step {step}: {name}", step=step, model=name)
                 )
+            if found.data["kind"] == "model":  # adapters are copies; a model is served from the run's own folder
+                await self._withdraw(found.data.get("gone", ()))
         except TuneloopError as error:  # the training is none the worse for it
             changes.say(
                 found.at, event("warn", f"The checkpoint of step {step} cannot be served: {error.message}", step=step)
             )
         await self._write(changes, checkpoint=checkpoint)
+
+    async def _withdraw(self, steps: Sequence[int]) -> None:
+        for step in steps:
+            name = f"{self.job.output_name}:ckpt-step-{step}"
+            await self._around.publisher.withdraw_model(name)
+            await self._around.store.drop_checkpoint(name)
 
     async def _result(self, found: Event, changes: Changes) -> None:
         """Live first, then told: nobody hears of a model that cannot answer yet."""

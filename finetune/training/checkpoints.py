@@ -93,14 +93,18 @@ def copy_tokenizer(source: Path, folder: Path) -> None:
             shutil.copyfile(file, target)
 
 
-def prune(run: RunFolder, *, keep: int | None, best: int | None) -> None:
-    """Remove the oldest checkpoints beyond `keep`, never the best one; and states that no run will resume from."""
+def prune(run: RunFolder, *, keep: int | None, best: int | None) -> list[int]:
+    """Remove the oldest checkpoints beyond `keep`, never the best one; and states that no run will resume from.
+
+    Returns the steps whose checkpoints are gone.
+    """
     steps = run.steps()
-    if keep is not None:
-        for step in [step for step in steps[:-keep] if step != best]:
-            shutil.rmtree(run.checkpoint(step), ignore_errors=True)
+    gone = [step for step in steps[:-keep] if step != best] if keep is not None else []
+    for step in gone:
+        shutil.rmtree(run.checkpoint(step), ignore_errors=True)
     for step in steps[:-1]:
         shutil.rmtree(run.checkpoint(step) / "state", ignore_errors=True)
+    return gone
 
 
 def resumable_step(run: RunFolder) -> int | None:

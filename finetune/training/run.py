@@ -220,7 +220,7 @@ class _Run:
 
         if self.is_main:
             put_folder(path, fill)
-            prune(self.run, keep=self.recipe.save_total_limit, best=trainer.state.best_global_step)
+            gone = prune(self.run, keep=self.recipe.save_total_limit, best=trainer.state.best_global_step)
             self.events.write(
                 "checkpoint",
                 f"Checkpoint at step {step}.",
@@ -228,6 +228,7 @@ class _Run:
                 path=str(path.relative_to(self.run.path)),
                 kind="adapter" if trained.is_lora else "model",
                 metrics=metrics,
+                gone=gone,
             )
         trainer.accelerator.wait_for_everyone()
 

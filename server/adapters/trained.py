@@ -82,6 +82,13 @@ class TrainedModels:
             if self._catalog.get(name).source != str(folder):
                 raise
 
+    async def withdraw_model(self, name: str) -> None:
+        """Forget a base model whose folder is gone. One that is loaded stays in memory while requests use it."""
+        if self._catalog.known(name):
+            with suppress(Conflict):
+                await self._registry.unload(name)
+            await self._catalog.remove(name)
+
 
 def _copy(source: Path, target: Path) -> None:
     for name in ADAPTER_FILES:

@@ -1,7 +1,7 @@
 """Twenty kinds of files that nobody should train on: each is refused with its place and what to do."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -19,7 +19,7 @@ def line(value: object) -> str:
     return json.dumps(value)
 
 
-def talk(*messages: dict[str, object], **more: object) -> str:
+def talk(*messages: Mapping[str, object], **more: object) -> str:
     return line({"messages": list(messages), **more})
 
 
@@ -87,7 +87,7 @@ def test_each_is_refused_with_its_line_and_remedy(client: OpenAI) -> None:
     for name, (bad, _) in BAD.items():
         data = bad if isinstance(bad, bytes) else f"{GOOD}\n{GOOD}\n{bad}\n".encode()
         jobs[name] = client.fine_tuning.jobs.create(model="tiny", training_file=upload(client, data)).id
-    wrong = []
+    wrong: list[tuple[str, str, str]] = []
     for name, (_, words) in BAD.items():
         done = wait_end(client, jobs[name])
         message = done.error.message if done.error is not None else ""

@@ -11,8 +11,15 @@ from .conftest import StartServer
 from .serving import Server, wait_for
 from .tuning import create, events, losses, number_rows, run_folder, succeed, trainer, upload, wait_end, wait_step
 
-STEPS = 12
-OPTIONS = {"save_strategy": "steps", "save_steps": 3, "max_steps": STEPS, "lora_dropout": 0.05, "learning_rate": 1e-3}
+STEPS = 40  # a few seconds, so that there is something to disturb
+OPTIONS = {
+    "save_strategy": "steps",
+    "save_steps": 8,
+    "max_steps": STEPS,
+    "per_device_train_batch_size": 32,
+    "lora_dropout": 0.05,
+    "learning_rate": 1e-3,
+}
 pytestmark = pytest.mark.timeout(600)
 
 
@@ -83,7 +90,7 @@ def test_both_killed_at_once(server: Server, file: str, undisturbed: dict[int, f
     with server.sdk() as client:
         job = create(client, "tiny", file, **OPTIONS)
         run = run_folder(server, job.id)
-        wait_step(run, 5)
+        wait_step(run, 12)
         process = trainer(run)
         server.kill()
         process.kill()

@@ -2,8 +2,7 @@
 
 import io
 import json
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ import psutil
 from openai import OpenAI
 from openai.types.fine_tuning import FineTuningJob
 from tuneloop.finetune.events import Event, read_events
+from tuneloop.finetune.launchers.family import members
 from tuneloop.finetune.run_folder import RunFolder
 
 from .serving import PATIENCE_SECONDS, Server, wait_for
@@ -100,13 +100,11 @@ def wait_step(run: RunFolder, step: int) -> None:
 
 def trainer(run: RunFolder) -> psutil.Process:
     """The process that works in a run's folder now."""
-    return psutil.Process(int(wait_for(lambda: run.alive() and run.read_process()["pid"], "the trainer lives")))
 
+    def living() -> psutil.Process | None:
+        return next(iter(members(run.path)), None) if run.alive() else None
 
-def timed(work: Callable[[], object]) -> float:
-    begin = time.perf_counter()
-    work()
-    return time.perf_counter() - begin
+    return wait_for(living, "the trainer lives")
 
 
 def download_adapter(server: Server, name: str, folder: Path) -> Path:

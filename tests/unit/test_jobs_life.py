@@ -14,7 +14,7 @@ from tuneloop.server.adapters.trained import TrainedModels
 from tuneloop.storage.errors import Conflict, InvalidInput, NotFound, Unavailable
 
 from ..support.scripted_trainer import ScriptedLauncher, jsonl, until
-from .conftest import BASE, MakeAdapter, Running
+from .conftest import BASE, MakeAdapter, Running, write_checkpoint
 
 CHAT = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}
 
@@ -191,6 +191,22 @@ async def test_checkpoints_are_live_while_the_training_goes_on(
     assert await jobs.checkpoint_named(checkpoint.model) == checkpoint
     trainer.succeed(adapter)
     await reach(jobs, job, "succeeded")
+
+
+async def test_a_model_checkpoint_that_made_room_is_no_model_any_more(
+    office: Office, jobs: JobService, launcher: ScriptedLauncher, adapter: Path
+) -> None:
+    services = office.running.services
+    job = await jobs.create(await office.new(finetuning_type="full"))
+    trainer = await launcher.trainer()
+    for step, gone in ((1, []), (2, [1])):
+        folder = write_checkpoint(trainer.run.checkpoint(step))
+        trainer.write("checkpoint", step=step, path=f"checkpoints/{folder.name}", kind="model", metrics={}, gone=gone)
+    async with asyncio.timeout(5):
+        while [c.step for c in (await jobs.checkpoints(job.id))[0]] != [2]:
+            await asyncio.sleep(0.01)
+    assert not services.catalog.known(f"{job.output_name}:ckpt-step-1")
+    assert services.catalog.known(f"{job.output_name}:ckpt-step-2")
 
 
 async def test_bad_data_fail_the_job_with_the_reason(

@@ -32,7 +32,7 @@ async def served(app_factory: AppFactory) -> AsyncIterator[Served]:
         config = uvicorn.Config(running.app, port=0, lifespan="off", log_config=None, timeout_graceful_shutdown=1)
         server = uvicorn.Server(config)
         task = asyncio.create_task(server._serve())
-        while not server.started:  # noqa: ASYNC110 - uvicorn has no event for it
+        while not server.started:
             await asyncio.sleep(0.01)
         port = server.servers[0].sockets[0].getsockname()[1]
         yield Served(running, f"http://127.0.0.1:{port}")
