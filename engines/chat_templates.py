@@ -58,6 +58,22 @@ def reads_tool_calls(source: str) -> bool:
 
 
 @lru_cache(maxsize=64)
+def reads_tool_results(source: str) -> bool:
+    """Whether the template has a form of its own for messages of the role `tool`."""
+    return '"tool"' in source or "'tool'" in source
+
+
+@lru_cache(maxsize=64)
+def takes_system(source: str) -> bool:
+    """Whether the template shows a system message."""
+
+    def message(role: str, text: str) -> dict[str, Any]:
+        return {"role": role, "content": [{"type": "text", "text": text}] if wants_parts(source) else text}
+
+    return _shows(source, [message("system", _PROBE), message("user", "x")])
+
+
+@lru_cache(maxsize=64)
 def wants_parts(source: str) -> bool:
     """Whether the template shows a message's text only if it comes as a list of parts, not as a string."""
 

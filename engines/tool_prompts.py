@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..storage.errors import InvalidInput
-from .chat_templates import call_form, reads_tool_calls, reads_tools, to_json
+from .chat_templates import call_form, reads_tool_calls, reads_tool_results, reads_tools, takes_system, to_json
 
 Message = Mapping[str, Any]
 
@@ -28,38 +28,44 @@ def fit_tools(
 
     A template that knows tools gets them as they are, with calls' arguments as objects or JSON text, whichever it
     reads. For others the tools become part of the system message, calls text of the assistant, and results turns of
-    the user. Messages that are not changed are passed on, none is changed in place. Raises InvalidInput for arguments
-    that are no JSON.
+    the user, or those of the three that the template does not know. Messages that are not changed are passed on, none
+    is changed in place. Raises InvalidInput for arguments that are no JSON.
     """
-    has_calls = any(message.get("tool_calls") or message.get("role") == "tool" for message in messages)
-    if not tools and not has_calls:
-        return list(messages), []
-    if (not tools or reads_tools(source)) and (not has_calls or reads_tool_calls(source)):
-        as_text = has_calls and call_form(source)[0]
-        return [_with_arguments(message, as_text) for message in messages], list(tools)
-    written = _written(messages)
-    return (_offered(written, tools) if tools else written), []
+    offers = bool(tools) and not reads_tools(source)
+    # What is decided here may depend on the template and the tools only: a prompt begins as the shorter ones before it.
+    writes_calls = offers or not reads_tool_calls(source)
+    writes_results = writes_calls and (offers or not reads_tool_results(source))
+    fitted = _written(messages, writes_calls=writes_calls, writes_results=writes_results)
+    if not writes_calls and any(message.get("tool_calls") for message in fitted):
+        as_text = call_form(source)[0]
+        fitted = [_with_arguments(message, as_text) for message in fitted]
+    if not offers:
+        return fitted, list(tools)
+    return _offered(fitted, tools, in_system=takes_system(source)), []
 
 
-def _offered(messages: list[Message], tools: Sequence[Mapping[str, Any]]) -> list[Message]:
+def _offered(messages: list[Message], tools: Sequence[Mapping[str, Any]], *, in_system: bool) -> list[Message]:
+    """The tools in the system message, or in the user's first where the template refuses system messages."""
     offer = _OFFER.format(tools="\n".join(to_json(tool) for tool in tools))
     if messages and messages[0].get("role") in ("system", "developer"):
         text = content_text(messages[0].get("content"))
         return [{**messages[0], "content": f"{text}\n\n{offer}" if text else offer}, *messages[1:]]
-    return [{"role": "system", "content": offer}, *messages]
+    if in_system or not messages or messages[0].get("role") != "user":
+        return [{"role": "system", "content": offer}, *messages]
+    return [{**messages[0], "content": f"{offer}\n\n{content_text(messages[0].get('content'))}"}, *messages[1:]]
 
 
-def _written(messages: Sequence[Message]) -> list[Message]:
+def _written(messages: Sequence[Message], *, writes_calls: bool, writes_results: bool) -> list[Message]:
     written: list[Message] = []
     follows_result = False
     for message in messages:
-        if message.get("role") == "tool":
+        if writes_results and message.get("role") == "tool":
             result = f"<tool_response>\n{content_text(message.get('content'))}\n</tool_response>"
             if follows_result:  # results of calls made together come back together
                 written[-1] = {"role": "user", "content": f"{written[-1]['content']}\n{result}"}
             else:
                 written.append({"role": "user", "content": result})
-        elif message.get("tool_calls"):
+        elif writes_calls and message.get("tool_calls"):
             kept = {key: value for key, value in message.items() if key not in ("tool_calls", "content")}
             text = content_text(message.get("content"))
             parts = [*([text] if text else []), *(_call_text(call) for call in message["tool_calls"])]

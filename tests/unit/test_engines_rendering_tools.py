@@ -75,6 +75,24 @@ def test_arguments_that_are_no_json_are_refused(tokenizer: ChatTokenizer) -> Non
             text(tokenizer, template, [{"role": "assistant", "content": None, "tool_calls": [bad]}])
 
 
+def test_what_a_template_knows_of_tools_is_left_to_it(tokenizer: ChatTokenizer) -> None:
+    """As LFM2's: it lists tools and shows results, but has no place for calls."""
+    template = (
+        "{{ (tools or []) | tojson }}{% for m in messages %}[{{ m.role }}]"
+        "{{ '<result>' if m.role == 'tool' else '' }}{{ m.content }}{% endfor %}"
+    )
+    shown = text(tokenizer, template, MESSAGES, tools=[TOOL])
+    assert shown.startswith(json.dumps([TOOL]) + "[user]2+1?[assistant]<tool_call>")
+    assert "[tool]<result>3[tool]<result>three[assistant]3." in shown
+    assert shown.startswith(text(tokenizer, template, MESSAGES[:1], tools=[TOOL]))
+
+
+def test_tools_stand_in_the_first_turn_where_system_messages_are_refused(tokenizer: ChatTokenizer) -> None:
+    template = "{% if messages[0].role == 'system' %}{{ raise_exception('No system.') }}{% endif %}" + CHATML
+    shown = text(tokenizer, template, MESSAGES, tools=[TOOL])
+    assert shown.startswith("<|im_start|>user\n# Tools\n") and "</tool_call>\n\n2+1?<|im_end|>" in shown
+
+
 def test_without_tools_nothing_changes(tokenizer: ChatTokenizer) -> None:
     plain = [MESSAGES[0], MESSAGES[4]]
     assert "# Tools" not in text(tokenizer, CHATML, plain)
