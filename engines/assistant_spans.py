@@ -96,9 +96,10 @@ def _check_separable(prompt: str, through: str, index: int) -> None:
     raise InvalidInput(
         f"This model's chat template makes it impossible to train on the answer in messages[{index}]: the conversation "
         f"no longer begins as the prompt that asks for the answer (that goes on with {prompt[same:][:40]!r}, the "
-        f"conversation with {through[same:][:40]!r}), so that what is trained would not be what is served. Write the "
-        "answer as this template opens it (with its reasoning, for example), or give the checkpoint a "
-        "chat_template.jinja whose answers begin as its generation prompt ends.",
+        f"conversation with {through[same:][:40]!r}), so that what is trained would not be what is served. Set "
+        "enable_thinking: false if the template knows it, write the answer as this template opens it (with its "
+        "reasoning, for example), or give the checkpoint a chat_template.jinja whose answers begin as its generation "
+        "prompt ends.",
         param="messages",
         code="template_not_trainable",
     )
