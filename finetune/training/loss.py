@@ -21,6 +21,8 @@ from torch.autograd.function import once_differentiable
 
 from ..methods.base import Batch, LossResult
 from .attention import pieces, unwrap
+from .linear import FastLinear
+from .products import product
 
 LOGITS_BYTES = 64 * 1024 * 1024
 _PROBE = 6  # tokens
@@ -66,7 +68,11 @@ def head_loss(inner: Any, rows: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]
     """Sum of the cross entropies of the LM head on hidden states `rows` [S, hidden], and how many are right."""
     head = inner.get_output_embeddings()
     scale, cap = _behind_head(inner)
-    own = (scale, cap) != (1.0, None) or type(head) is not nn.Linear or torch.is_autocast_enabled(rows.device.type)
+    own = (
+        (scale, cap) != (1.0, None)
+        or type(head) not in (nn.Linear, FastLinear)
+        or torch.is_autocast_enabled(rows.device.type)
+    )
     if own:
         parameters = [p for p in head.parameters() if p.requires_grad]
         step: _Step = lambda x, y, train: _step_by_autograd(head, scale, cap, parameters, x, y, train)  # noqa: E731
@@ -83,7 +89,7 @@ _Step = Callable[[Tensor, Tensor, bool], tuple[Tensor, Tensor, Sequence[Tensor]]
 
 def _step(head: nn.Linear, rows: Tensor, labels: Tensor, train: bool) -> tuple[Tensor, Tensor, Sequence[Tensor]]:
     """A plain head: softmax minus the label is the gradient of the logits."""
-    logits = F.linear(rows, head.weight, head.bias)
+    logits = product(rows, head.weight, head.bias)
     top, guess = logits.max(-1)
     probabilities = torch.softmax(logits, -1, dtype=torch.float32)
     # log sum exp by the largest logit, whose probability is never tiny
@@ -95,9 +101,9 @@ def _step(head: nn.Linear, rows: Tensor, labels: Tensor, train: bool) -> tuple[T
     del logits
     probabilities[torch.arange(len(labels), device=labels.device), labels] -= 1
     delta = probabilities.to(rows.dtype)
-    grads = [delta @ head.weight]
+    grads = [product(delta, head.weight.t())]
     if head.weight.requires_grad:
-        grads.append(delta.t() @ rows)
+        grads.append(product(delta.t(), rows.t()))
     if head.bias is not None and head.bias.requires_grad:
         grads.append(delta.sum(0))
     return loss, correct, grads
