@@ -31,7 +31,7 @@ from .token_store import TokenStore
 from .tokenise import Tokenise
 
 _PREPARED = "prepared.json"
-_VERSION = 2  # of how rows become sequences: tokenised data of another version are made anew
+_VERSION = 3  # of how rows become sequences: tokenised data of another version are made anew
 _TOKENIZER_FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "tokenizer.model",
     "vocab.json", "vocab.txt", "merges.txt", "chat_template.json", "chat_template.jinja",

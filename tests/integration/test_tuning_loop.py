@@ -249,7 +249,7 @@ def test_pausing_keeps_what_was_learnt(server: Server, client: OpenAI) -> None:
     wait_step(run, 2)
     client.fine_tuning.jobs.pause(job.id)
     wait_for(lambda: server.http.get(f"/v1/fine_tuning/jobs/{job.id}").json()["paused"], "the job is paused")
-    assert not run.alive()
+    wait_for(lambda: not run.alive(), "the trainer ends")
     client.fine_tuning.jobs.resume(job.id)
     succeed(client, job.id)
     assert sorted(losses(run)) == [1, 2, 3, 4, 5, 6]
