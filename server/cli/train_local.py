@@ -2,6 +2,7 @@
 
 import asyncio
 import signal
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 STOPPED = 130  # what shells give for Ctrl-C
 PREPARED = "prepared.json"  # in a run's data folder once its first phase has ended
 _LOOK_SECONDS = 0.1
+_ONE_WISH_SECONDS = 0.3
 
 
 class LocalTraining:
@@ -134,8 +136,14 @@ class LocalTraining:
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
+        last = 0.0
+
         def stop(*_: object) -> None:
-            self._stops += 1
+            nonlocal last
+            now = time.monotonic()
+            if now - last > _ONE_WISH_SECONDS:  # several signals at once, as of a service manager, are one wish
+                self._stops += 1
+            last = now
 
         before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
         try:

@@ -69,7 +69,9 @@ class Trainer:
             deadline = time.monotonic() + 20
             while not reached() and time.monotonic() < deadline:
                 time.sleep(0.02)
+            time.sleep(0.4)  # two signals in one moment would be one wish
             os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGTERM)
 
         thread = threading.Thread(target=wait)
         thread.start()
