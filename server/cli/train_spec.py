@@ -31,7 +31,7 @@ async def local_spec(
         base_name=name,
         model_path=model,
         adapter_path=adapter,
-        cache=settings.home / "tokens",
+        cache=settings.home / "cache" / "tokens",
         home=settings.home,
         result=output,
         device=device,

@@ -278,4 +278,4 @@ def test_a_spec_is_complete(trainer: Trainer) -> None:
     trainer.run("threads=2", "--device", "cpu", "learning_rate=auto")
     spec = RunSpec.model_validate_json((trainer.run_folder.path / "spec.json").read_text())
     assert (spec.threads, spec.device, spec.auto) == (2, "cpu", ("learning_rate",))
-    assert spec.cache == trainer.home / "tokens"
+    assert spec.cache == trainer.home / "cache" / "tokens"
