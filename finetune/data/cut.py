@@ -50,8 +50,9 @@ class Cut:
         if not self.too_long or self.recipe.cutoff != "refuse":
             return
         more = f" and {self.too_long - len(self.places)} more" if self.too_long > len(self.places) else ""
+        counted = "1 example is" if self.too_long == 1 else f"{self.too_long} examples are"
         raise InvalidInput(
-            f"{self.too_long} examples are longer than cutoff_len, which is {self.recipe.cutoff_len} tokens: "
+            f"{counted} longer than cutoff_len, which is {self.recipe.cutoff_len} tokens: "
             f"{'; '.join(self.places)}{more}. Set cutoff: drop to leave them out, cutoff: truncate to keep their "
             f"beginning, or cutoff_len to at least {self.longest_seen}.",
             param="cutoff_len",
