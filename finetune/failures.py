@@ -3,11 +3,11 @@
 import errno
 import traceback
 
-from ..storage.errors import StorageFull, TuneloopError
+from ..storage.errors import InvalidInput, StorageFull, TuneloopError
 from .events import EventWriter
 
 
-class RunFailed(TuneloopError):
+class RunFailed(InvalidInput):
     """A run cannot go on, and the message says what to change."""
 
     code = "training_failed"

@@ -65,7 +65,7 @@ async def test_a_killed_worker_ends_its_streams_with_errors_and_comes_back(
     for _ in range(2):
         await check_one_death(server, "crash", before)
     wait_for(lambda: server.process.num_fds() <= descriptors, "no file or socket stays open")
-    assert server.process.memory_info().rss < memory + 48 * MIB
+    assert server.process.memory_info().rss < memory + 64 * MIB
     assert server.worker().memory_info().rss < worker_memory + 128 * MIB
     assert len(server.workers()) == 1
     assert [c for c in server.process.net_connections() if c.status == psutil.CONN_CLOSE_WAIT] == []

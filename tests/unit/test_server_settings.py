@@ -11,8 +11,10 @@ from tuneloop.storage.errors import InvalidInput
 
 GOLDEN = (
     "host port home models engine api_key adapter_roots database_url storage_url hub_token cors_origins max_body_bytes "
-    "max_upload_bytes max_adapter_bytes request_timeout_seconds grace_seconds memory_budget_bytes model_idle_seconds "
-    "trust_request_chat_template log_format log_level device dtype weights threads max_model_len max_num_seqs "
+    "max_upload_bytes max_file_bytes max_adapter_bytes request_timeout_seconds grace_seconds memory_budget_bytes "
+    "model_idle_seconds "
+    "trust_request_chat_template log_format log_level tuning_devices tuning_threads tuning_nice device dtype "
+    "weights threads max_model_len max_num_seqs "
     "max_num_batched_tokens max_waiting kv_cache_bytes enable_prefix_caching prefix_cache_bytes max_loras "
     "max_lora_rank adapter_cpu_bytes trust_remote_code"
 )

@@ -93,10 +93,11 @@ async def test_a_request_that_is_left_before_its_first_token(served: Served, str
 async def test_a_request_that_is_left_in_the_queue(served: Served) -> None:
     async with httpx.AsyncClient(base_url=served.url) as client, served_stream(client) as first:
         await anext(first.aiter_lines())
-        queued = asyncio.create_task(client.post("/v1/chat/completions", json=BODY))
-        await served.engine.until(lambda: served.engine.waiting == 1)
-        queued.cancel()
-        await served.engine.until(lambda: served.engine.waiting == 0)
+        with served.engine.paused():  # an endless stream that nobody reads would leave the loop no time
+            queued = asyncio.create_task(client.post("/v1/chat/completions", json=BODY))
+            await served.engine.until(lambda: served.engine.waiting == 1)
+            queued.cancel()
+            await served.engine.until(lambda: served.engine.waiting == 0)
         assert served.engine.running == 1  # the other one goes on
 
 
