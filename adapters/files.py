@@ -1,6 +1,7 @@
 """The two files of a PEFT adapter, and how their bytes get into a folder. It knows nothing of what they mean."""
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
@@ -38,6 +39,12 @@ def write_new(path: Path, source: Readable, *, max_bytes: int, spent: Callable[[
                 spent(len(chunk))
             target.write(chunk)
     return total
+
+
+def copy_adapter(source: Path, target: Path) -> None:
+    """The two files of an adapter into a folder that exists, and nothing else that lies beside them."""
+    for name in ADAPTER_FILES:
+        shutil.copyfile(source / name, target / name)
 
 
 def too_many_bytes(what: str, max_bytes: int) -> TooLarge:

@@ -5,7 +5,6 @@
     control         "pause" or "cancel", read by the trainer between two steps
     devices.json    the devices that whoever started this attempt gave it; absent: the spec's
     lock            held by the run's process for as long as it lives; the kernel lets go of it even at kill -9
-    process.json    the last process and when it began
     log.txt         everything the processes print
     data/           the tokenised rows (data/token_store.py), made by the first phase, read by the second
     checkpoints/    step-N folders, each complete or absent: an adapter or model to serve, and `state/` to resume from
@@ -139,18 +138,6 @@ class RunFolder:
 
     def checkpoint(self, step: int) -> Path:
         return self.checkpoints / f"step-{step}"
-
-    def write_process(self, handle: Mapping[str, Any]) -> None:
-        """Note who works here, beside what the starter keeps."""
-        self._write("process.json", json.dumps(handle))
-
-    def read_process(self) -> Mapping[str, Any]:
-        """The note of the last process; `pid` 0 if there is none."""
-        try:
-            handle: Mapping[str, Any] = json.loads((self.path / "process.json").read_text())
-        except FileNotFoundError:
-            return {"pid": 0, "started": 0.0}
-        return handle
 
     def take_lock(self) -> int:
         """A file descriptor that holds the lock, to be handed to the run's process (`pass_fds`) and then closed.

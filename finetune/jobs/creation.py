@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from ...adapters.files import ADAPTER_FILES
+from ...adapters.files import copy_adapter
 from ...adapters.store import AdapterStore
 from ...engines.catalog import ModelCatalog
 from ...storage.errors import InvalidInput
@@ -101,7 +101,8 @@ class JobFolders:
             async with self._adapters.hold(new.adapter):
                 source = await self._adapters.materialise(new.adapter)
                 adapter = run.path / "adapter"
-                await asyncio.to_thread(_copy_adapter, source, adapter)
+                await asyncio.to_thread(adapter.mkdir)
+                await asyncio.to_thread(copy_adapter, source, adapter)
         recipe, trackers = _with_trackers(new.recipe, new.integrations)
         return RunSpec(
             recipe=recipe,
@@ -127,12 +128,6 @@ class JobFolders:
         suffix = Path(file.filename).suffix
         path = await self._files.local_path(file, run.path / "files" / f"{name}{suffix}")
         return DataFile(path=str(path), name=file.filename)
-
-
-def _copy_adapter(source: Path, target: Path) -> None:
-    target.mkdir()
-    for name in ADAPTER_FILES:
-        shutil.copyfile(source / name, target / name)
 
 
 def _with_trackers(

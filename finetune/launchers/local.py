@@ -87,10 +87,7 @@ class LocalLauncher(Launcher):
         finally:
             os.close(lock)
         _children[child.pid] = child
-        handle = _handle(psutil.Process(child.pid))
-        with suppress(OSError):  # for people who look; on a full disk the process runs all the same
-            run.write_process(handle)
-        return handle
+        return _handle(psutil.Process(child.pid))
 
 
 def _environment(threads: int | None) -> dict[str, str]:

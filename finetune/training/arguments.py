@@ -22,13 +22,6 @@ def choose_device(name: str | None) -> "torch.device":
     return torch.device("cpu")
 
 
-def weights_dtype(recipe: Recipe, device: "torch.device") -> "torch.dtype":
-    """The number format in which weights are kept during training."""
-    import torch
-
-    return torch.bfloat16 if recipe.pure_bf16 else torch.float32
-
-
 def mixed_precision(recipe: Recipe, device: "torch.device") -> str:
     """`no`, `bf16` or `fp16`. Nobody's wish on an accelerator that can is bf16; on a CPU it is float32.
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from ...storage.errors import InvalidInput
 from ..recipe.recipe import Recipe
+from .stack import check_stackable
 
 if TYPE_CHECKING:
     import torch
@@ -23,6 +24,8 @@ def add_lora(model: Any, recipe: Recipe, *, base_name: str, adapter: Path | None
     from peft import PeftModel, get_peft_model
 
     if adapter is not None:
+        if recipe.create_new_adapter:
+            check_stackable(adapter, use_dora=recipe.use_dora)
         old = PeftModel.from_pretrained(
             model, adapter, is_trainable=not recipe.create_new_adapter, autocast_adapter_dtype=not recipe.pure_bf16
         )

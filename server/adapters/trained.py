@@ -5,7 +5,6 @@ the trainer made the adapter from that very checkpoint, and no training must fai
 """
 
 import asyncio
-import shutil
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -14,7 +13,7 @@ from typing import Any
 import structlog
 
 from ...adapters.base import AdapterVersion
-from ...adapters.files import ADAPTER_FILES
+from ...adapters.files import copy_adapter
 from ...adapters.store import AdapterStore
 from ...adapters.validate import check_against_base, inspect_folder
 from ...engines.catalog import ModelCatalog
@@ -45,7 +44,7 @@ class TrainedModels:
         """The two PEFT files of a folder as the adapter `name`, resident when this returns. Safe to repeat."""
         new = not self._store.known(name)
         async with self._store.staging() as staged:
-            await asyncio.to_thread(_copy, folder, staged)
+            await asyncio.to_thread(copy_adapter, folder, staged)
             facts = await asyncio.to_thread(inspect_folder, staged, self._store.limits)
             info = self._registry.status(base).info
             if info is not None:
@@ -88,8 +87,3 @@ class TrainedModels:
             with suppress(Conflict):
                 await self._registry.unload(name)
             await self._catalog.remove(name)
-
-
-def _copy(source: Path, target: Path) -> None:
-    for name in ADAPTER_FILES:
-        shutil.copyfile(source / name, target / name)

@@ -265,6 +265,17 @@ def test_a_new_adapter_on_top_of_an_old_one_is_saved_as_the_exact_sum(tmp_path: 
     assert losses_of(second)[6] < losses_of(first)[1]
 
 
+def test_what_dora_has_learnt_is_never_lost_by_stacking(tmp_path: Path, model: Path) -> None:
+    first = prepared_run(tmp_path / "first", model, total_steps=1, use_dora=True)
+    assert train(first) == 0
+    options: dict[str, Any] = {"adapter": first.result, "adapter_name_or_path": "first", "create_new_adapter": True}
+    second = prepared_run(tmp_path / "second", model, **options)
+    assert train(second) == 1
+    failed = events_of(second)[-1]
+    assert failed.data["param"] == "create_new_adapter"
+    assert "DoRA" in failed.message
+
+
 def test_validation_early_stopping_and_the_best_checkpoint(tmp_path: Path, model: Path) -> None:
     run = prepared_run(
         tmp_path / "run",
