@@ -23,7 +23,7 @@ Kinds and their `data` (steps count optimiser steps from 1; times are seconds):
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -81,6 +81,15 @@ def read_events(path: Path, offset: int = 0) -> Iterator[Event]:
                     yield Event(**fields, end=offset)
     except FileNotFoundError:
         return
+
+
+def metrics_by_step(events: Iterable[Event]) -> dict[int, dict[str, float]]:
+    """All metrics of each step. A step that was done twice, before and after a crash, counts as it was last."""
+    steps: dict[int, dict[str, float]] = {}
+    for event in events:
+        if event.kind == "metrics":
+            steps.setdefault(int(event.data["step"]), {}).update(event.data)
+    return dict(sorted(steps.items()))
 
 
 def _cut_torn_line(path: Path) -> None:

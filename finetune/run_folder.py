@@ -14,7 +14,6 @@ A run has two phases, each one process: `prepare` reads, checks and tokenises th
 does the rest. Both are `python -m tuneloop.finetune <folder> <phase>`. It knows no job, server or database.
 """
 
-import fcntl
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -24,6 +23,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from ..storage.durable import write_atomic
+from ..storage.locks import lock_now
 from .recipe.recipe import Recipe
 
 Phase = Literal["prepare", "train"]
@@ -144,13 +144,7 @@ class RunFolder:
 
         The lock lives as long as any process holds the descriptor. Raises BlockingIOError while a process lives.
         """
-        descriptor = os.open(self.lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BaseException:
-            os.close(descriptor)
-            raise
-        return descriptor
+        return lock_now(self.lock, os.O_RDWR | os.O_CREAT)
 
     def alive(self) -> bool:
         """Whether a process of this run lives on this machine."""

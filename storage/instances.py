@@ -14,6 +14,7 @@ from pathlib import Path
 from .errors import Unavailable
 from .full_disk import full_disk_named
 from .local_objects import remove
+from .locks import lock_now
 
 
 class Instance:
@@ -61,7 +62,7 @@ class Instance:
 
     def _claim(self, path: Path) -> None:
         try:
-            self._claimed[path.stem] = _lock_now(path)
+            self._claimed[path.stem] = lock_now(path)
         except BlockingIOError:
             self.alone = False
         except FileNotFoundError:  # another start buried it just now
@@ -73,7 +74,7 @@ class Instance:
             remove(self._root / dead)
         for hidden in self._root.glob(".*"):
             with contextlib.suppress(BlockingIOError, FileNotFoundError):
-                lock = _lock_now(hidden)
+                lock = lock_now(hidden)
                 hidden.unlink()
                 os.close(lock)
 
@@ -99,14 +100,3 @@ class Instance:
 
     def _lock_path(self, instance: str) -> Path:
         return self._root / f"{instance}.lock"
-
-
-def _lock_now(path: Path) -> int:
-    """The descriptor that holds the lock. Raises BlockingIOError if somebody else does."""
-    lock = os.open(path, os.O_RDWR)
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(lock)
-        raise
-    return lock

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 from ...storage.durable import sync_file
 from ...storage.errors import InvalidInput
+from ...storage.staging import staged
 from .base import TokenSequence
-from .staging import staged
 
 _FILES = ("ids.bin", "supervised.bin", "offsets.npy", "store.json")
 _FLUSH_TOKENS = 1 << 20

@@ -4,7 +4,7 @@ import csv
 import io
 from collections.abc import Iterable
 
-from ..events import Event
+from ..events import Event, metrics_by_step
 
 COLUMNS = (
     "step",
@@ -24,14 +24,10 @@ _SOURCES = {"train_accuracy": "train_mean_token_accuracy"}
 
 
 def result_csv(events: Iterable[Event]) -> str:
-    """One row a step, in order. A step that was done twice, before and after a crash, counts as it was last."""
-    steps: dict[int, dict[str, float]] = {}
-    for event in events:
-        if event.kind == "metrics":
-            steps.setdefault(int(event.data["step"]), {}).update(event.data)
+    """One row a step, in order."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
-    for step in sorted(steps):
-        writer.writerow([steps[step].get(_SOURCES.get(column, column), "") for column in COLUMNS])
+    for metrics in metrics_by_step(events).values():
+        writer.writerow([metrics.get(_SOURCES.get(column, column), "") for column in COLUMNS])
     return text.getvalue()

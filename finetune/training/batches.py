@@ -5,6 +5,7 @@ what it would have seen without the break.
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import fields
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -52,7 +53,7 @@ class StepDataset(Dataset[StepBatches]):
     def _collate(self, part: Sequence[int]) -> Batch:
         return collate([self._store.ids(i) for i in part], [self._store.supervised(i) for i in part])
 
-    def epoch_of(self, step: int) -> float:
+    def epoch_of(self, step: int) -> float | None:
         """How many passes over the data are done after `step` steps."""
         begin = 0
         for epoch, end in enumerate(self.epoch_ends):
@@ -62,11 +63,13 @@ class StepDataset(Dataset[StepBatches]):
         return float(len(self.epoch_ends))
 
     def _split(self, batch: Sequence[int]) -> Iterator[list[int]]:
-        yield from split_by_tokens(batch, [int(self._store.lengths[i]) for i in batch], self._max_tokens)
+        return split_by_tokens(batch, [int(self._store.lengths[i]) for i in batch], self._max_tokens)
 
 
 class StreamDataset(IterableDataset[StepBatches]):
-    """The same from an endless stream of sequences."""
+    """The same from an endless stream of sequences, of which nobody knows how many make an epoch."""
+
+    epoch_ends: Sequence[int] = ()
 
     def __init__(
         self, sequences: Iterator[TokenSequence], recipe: "Recipe", *, max_tokens: int, rank: int = 0, world: int = 1
@@ -76,6 +79,10 @@ class StreamDataset(IterableDataset[StepBatches]):
         self._max_tokens = max_tokens
         self._rank = rank
         self._world = world
+
+    def epoch_of(self, step: int) -> float | None:
+        """Not known."""
+        return None
 
     def __iter__(self) -> Iterator[StepBatches]:
         size = self._recipe.per_device_train_batch_size * self._recipe.gradient_accumulation_steps
@@ -137,10 +144,4 @@ def on_device(batch: Batch, device: torch.device) -> Batch:
     """The same batch on another device."""
     if device.type == "cpu":
         return batch
-    return Batch(
-        ids=batch.ids.to(device, non_blocking=True),
-        positions=batch.positions.to(device, non_blocking=True),
-        starts=batch.starts.to(device, non_blocking=True),
-        targets=batch.targets.to(device, non_blocking=True),
-        labels=batch.labels.to(device, non_blocking=True),
-    )
+    return Batch(*(getattr(batch, field.name).to(device, non_blocking=True) for field in fields(batch)))

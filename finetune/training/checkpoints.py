@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from ...adapters.files import CONFIG_NAME
-from ...storage.durable import files_below, sync_file, sync_folder
+from ...storage.durable import files_below, sync_file
+from ...storage.staging import staged
 from ..failures import Diverged
 from ..run_folder import RunFolder, RunSpec
 from .model import TrainedModel
@@ -22,22 +23,12 @@ _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".gguf", ".index.json", ".h5"
 
 
 def put_folder(path: Path, fill: Callable[[Path], None]) -> None:
-    """Make the folder `path` by `fill(folder)`: written aside, synced, renamed. One that exists is replaced."""
-    aside = path.parent / f".{path.name}.new"
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-    try:
-        fill(aside)
-        for file in files_below(aside):
-            sync_file(aside / file)
-        sync_folder(aside)
-    except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise
-    if path.exists():
-        shutil.rmtree(path)
-    aside.rename(path)
-    sync_folder(path.parent)
+    """Make the folder `path` by `fill(folder)`, complete or absent. One that exists is replaced."""
+    with staged(path) as folder:
+        fill(folder)
+        for file in files_below(folder):
+            sync_file(folder / file)
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def check_finite(trained: TrainedModel) -> None:

@@ -24,7 +24,7 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from tuneloop.finetune.data import prepare as phase
-from tuneloop.finetune.data import staging
+from tuneloop.storage import staging
 from tuneloop.finetune.events import EventWriter
 from tuneloop.finetune.run_folder import RunFolder
 

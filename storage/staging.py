@@ -4,7 +4,6 @@ An unfinished folder lies beside its final place as `.<name>.<random>.partial`, 
 the kernel lets go of even at kill -9: that is how the leftovers of the dead are told from the work of the living.
 """
 
-import fcntl
 import os
 import shutil
 import tempfile
@@ -12,8 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ...storage.durable import make_folder, sync_folder
-from ...storage.full_disk import full_disk_named
+from .durable import make_folder, sync_folder
+from .full_disk import full_disk_named
+from .locks import lock_now
 
 _SUFFIX = ".partial"
 
@@ -63,12 +63,6 @@ def _remove_leftovers(parent: Path) -> None:
 def _lock(folder: Path) -> int | None:
     """A descriptor that holds the folder's lock, or None if it is gone or another process has it."""
     try:
-        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except FileNotFoundError:
+        return lock_now(folder, os.O_RDONLY | os.O_DIRECTORY)
+    except (FileNotFoundError, BlockingIOError):
         return None
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        return None
-    return descriptor
