@@ -2,7 +2,7 @@
 
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -50,7 +50,7 @@ class Schedule(TrainerCallback):  # type: ignore[misc]
         wishes: Wishes,
         *,
         total_steps: int,
-        epoch_ends: list[int],
+        epoch_ends: Sequence[int],
         validates: bool,
         agree: Callable[[int], int],
     ) -> None:
