@@ -16,10 +16,14 @@ from tuneloop.adapters.base import ModuleShape
 from tuneloop.engines.fake import DEFAULT_MODULES, FakeConfig, FakeEngine
 from tuneloop.engines.fake_checkpoint import write_fake_checkpoint
 from tuneloop.engines.tokenizer import ChatTokenizer
+from tuneloop.finetune.jobs.service import JobService
 from tuneloop.finetune.launchers import Launcher
 from tuneloop.server.app import create_app
 from tuneloop.server.services import Services
 from tuneloop.server.settings import Settings
+
+from ..support.jobs_office import Office
+from ..support.scripted_trainer import ScriptedLauncher
 
 BASE = "tiny"  # the served name of the fake base model
 
@@ -144,3 +148,36 @@ def make_adapter(tmp_path: Path) -> Iterator[MakeAdapter]:
         return folder
 
     yield make
+
+
+@pytest.fixture
+def launcher() -> ScriptedLauncher:
+    """Starts scripted trainers, which outlive the services that started them."""
+    return ScriptedLauncher()
+
+
+@pytest.fixture
+def adapter(make_adapter: MakeAdapter) -> Path:
+    """What a trainer leaves."""
+    return make_adapter(1)
+
+
+@pytest.fixture
+def office(running: Running, launcher: ScriptedLauncher) -> Office:
+    return Office(running, launcher)
+
+
+@pytest.fixture
+async def jobs(office: Office) -> AsyncIterator[JobService]:
+    """A job service over scripted trainers."""
+    async with office.open() as jobs:
+        yield jobs
+
+
+@pytest.fixture
+def quick_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs look, wait and try again in hundredths of a second."""
+    monkeypatch.setattr("tuneloop.finetune.jobs.watch._CHECK_SECONDS", 0.05)
+    monkeypatch.setattr("tuneloop.finetune.jobs.watch._POLL_SECONDS", 0.01)
+    monkeypatch.setattr("tuneloop.finetune.jobs.watch._PATIENCE_SECONDS", 0.3)
+    monkeypatch.setattr("tuneloop.finetune.jobs.service._RETRY_SECONDS", 0.1)

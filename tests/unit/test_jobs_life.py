@@ -1,114 +1,19 @@
 """Jobs from creation to their end, over scripted trainers: states, queue, results, crashes of either side."""
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
-from tuneloop.finetune.jobs.records import Job, NewJob
 from tuneloop.finetune.jobs.service import JobService
-from tuneloop.finetune.recipe.recipe import Recipe
 from tuneloop.server.adapters.trained import TrainedModels
 from tuneloop.storage.errors import Conflict, InvalidInput, NotFound, Unavailable
 
-from ..support.scripted_trainer import ScriptedLauncher, jsonl, until
-from .conftest import BASE, MakeAdapter, Running, write_checkpoint
+from ..support.jobs_office import Office, messages, reach
+from ..support.scripted_trainer import ScriptedLauncher, until
+from .conftest import BASE, MakeAdapter, write_checkpoint
 
-CHAT = {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]}
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tuneloop.finetune.jobs.watch._CHECK_SECONDS", 0.05)
-    monkeypatch.setattr("tuneloop.finetune.jobs.watch._POLL_SECONDS", 0.01)
-    monkeypatch.setattr("tuneloop.finetune.jobs.watch._PATIENCE_SECONDS", 0.3)
-    monkeypatch.setattr("tuneloop.finetune.jobs.service._RETRY_SECONDS", 0.1)
-
-
-@pytest.fixture
-def launcher() -> ScriptedLauncher:
-    return ScriptedLauncher()
-
-
-@pytest.fixture
-def adapter(make_adapter: MakeAdapter) -> Path:
-    return make_adapter(1)
-
-
-class Office:
-    """Opens job services over one app's database, one after the other: a server that is started again."""
-
-    def __init__(self, running: Running, launcher: ScriptedLauncher) -> None:
-        self.running = running
-        self.launcher = launcher
-
-    @asynccontextmanager
-    async def open(self, **options: Any) -> AsyncIterator[JobService]:
-        services = self.running.services
-        publisher = TrainedModels(store=services.adapters, registry=services.registry, catalog=services.catalog)
-        values: dict[str, Any] = {"publisher": publisher, **options}
-        jobs = JobService(
-            services.database,
-            files=services.files,
-            catalog=services.catalog,
-            adapters=services.adapters,
-            launchers={"scripted": self.launcher},
-            launcher="scripted",
-            home=self.running.home,
-            **values,
-        )
-        await jobs.start()
-        try:
-            yield jobs
-        finally:
-            await jobs.close()
-
-    async def new(self, *, priority: int = 0, **recipe: Any) -> NewJob:
-        files = self.running.services.files
-        async with files.staging() as folder:
-            path = folder / "data.jsonl"
-            path.write_bytes(jsonl([CHAT]))
-            file = await files.add(path, filename="data.jsonl", purpose="fine-tune")
-        return NewJob(
-            model=BASE,
-            base=BASE,
-            method="supervised",
-            request={},
-            recipe=Recipe.model_validate({"model_name_or_path": BASE} | recipe),
-            training_file=file,
-            suffix="mine",
-            metadata={"team": "a"},
-            priority=priority,
-        )
-
-
-@pytest.fixture
-def office(running: Running, launcher: ScriptedLauncher) -> Office:
-    return Office(running, launcher)
-
-
-@pytest.fixture
-async def jobs(office: Office) -> AsyncIterator[JobService]:
-    async with office.open() as jobs:
-        yield jobs
-
-
-async def reach(jobs: JobService, job: Job | str, *states: str) -> Job:
-    """The job, once it is in one of these states and no process works for it unless one should."""
-    job_id = job if isinstance(job, str) else job.id
-    async with asyncio.timeout(10):
-        while True:
-            found = await jobs.get(job_id)
-            if found.state in states and (found.launcher is None or found.state in ("running", "pausing")):
-                return found
-            await asyncio.sleep(0.01)
-
-
-async def messages(jobs: JobService, job: Job) -> list[str]:
-    events, _ = await jobs.events(job.id, limit=100)
-    return [event.message for event in reversed(events)]
+pytestmark = pytest.mark.usefixtures("quick_jobs")
 
 
 async def test_a_job_is_validated_trained_and_live_when_it_has_succeeded(

@@ -2,7 +2,6 @@
 
 import asyncio
 import shutil
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -15,38 +14,11 @@ from tuneloop.server.adapters.trained import TrainedModels
 from tuneloop.storage.errors import Conflict, InvalidInput, StorageFull, Unavailable
 from tuneloop.storage.files import FileStore
 
+from ..support.jobs_office import Office, messages, reach
 from ..support.scripted_trainer import ScriptedLauncher, until
 from .conftest import BASE, MakeAdapter, Running
-from .test_jobs_life import Office, messages, reach
 
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tuneloop.finetune.jobs.watch._CHECK_SECONDS", 0.05)
-    monkeypatch.setattr("tuneloop.finetune.jobs.watch._POLL_SECONDS", 0.01)
-    monkeypatch.setattr("tuneloop.finetune.jobs.watch._PATIENCE_SECONDS", 0.3)
-    monkeypatch.setattr("tuneloop.finetune.jobs.service._RETRY_SECONDS", 0.1)
-
-
-@pytest.fixture
-def launcher() -> ScriptedLauncher:
-    return ScriptedLauncher()
-
-
-@pytest.fixture
-def adapter(make_adapter: MakeAdapter) -> Path:
-    return make_adapter(1)
-
-
-@pytest.fixture
-def office(running: Running, launcher: ScriptedLauncher) -> Office:
-    return Office(running, launcher)
-
-
-@pytest.fixture
-async def jobs(office: Office) -> AsyncIterator[JobService]:
-    async with office.open() as jobs:
-        yield jobs
+pytestmark = pytest.mark.usefixtures("quick_jobs")
 
 
 def store(office: Office) -> JobStore:
@@ -426,12 +398,17 @@ async def test_a_result_is_published_without_loading_its_base(
 
 
 async def test_a_result_that_the_engine_refuses_leaves_no_name(
-    office: Office, jobs: JobService, launcher: ScriptedLauncher, adapter: Path, monkeypatch: pytest.MonkeyPatch
+    running: Running,
+    office: Office,
+    jobs: JobService,
+    launcher: ScriptedLauncher,
+    adapter: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async def refuse(*arguments: Any) -> None:
         raise InvalidInput("The engine will not have it.")
 
-    monkeypatch.setattr(office.running.engine, "load_adapter", refuse)
+    monkeypatch.setattr(running.engine, "load_adapter", refuse)
     job = await jobs.create(await office.new())
     (await launcher.trainer()).succeed(adapter)
     failed = await reach(jobs, job, "failed")
