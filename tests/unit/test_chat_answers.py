@@ -63,6 +63,10 @@ async def test_unset_fields_are_openais_defaults(running: Running) -> None:
 
 async def test_unset_fields_come_from_the_checkpoint_first(app_factory: AppFactory) -> None:
     async with app_factory() as running:
+        await running.services.registry.load(
+            BASE
+        )  # the app began to by itself, and reads the file at a time of its own
+        await running.services.registry.unload(BASE)
         checkpoint = running.home.parent / "checkpoints" / BASE
         (checkpoint / "generation_config.json").write_text(
             '{"temperature": 0.6, "top_p": 0.9, "top_k": 20, "min_p": 0.1, "repetition_penalty": 1.1}'
