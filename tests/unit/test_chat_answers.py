@@ -63,9 +63,7 @@ async def test_unset_fields_are_openais_defaults(running: Running) -> None:
 
 async def test_unset_fields_come_from_the_checkpoint_first(app_factory: AppFactory) -> None:
     async with app_factory() as running:
-        await running.services.registry.load(
-            BASE
-        )  # the app began to by itself
+        await running.services.registry.load(BASE)  # the app began to by itself
         await running.services.registry.unload(BASE)
         checkpoint = running.home.parent / "checkpoints" / BASE
         (checkpoint / "generation_config.json").write_text(
